@@ -1,0 +1,62 @@
+"""Errors that reach a user: each says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command, a contract with scripts."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NO_DAEMON = 3
+    FINDINGS = 4
+
+
+class SpancatDaemonError(Exception):
+    """A failure that its message explains completely; never shown with a traceback.
+
+    Attributes:
+        reason: what was wrong, one sentence without a full stop at its end.
+        where: the path, or ``file:line:column``, it was found at; may be empty.
+        hint: what to do about it; may be empty.
+        exit_code: what a command that fails with it exits with.
+    """
+
+    exit_code: ExitCode = ExitCode.FAILED
+
+    def __init__(self, reason: str, *, where: str = "", hint: str = "") -> None:
+        self.reason = reason
+        self.where = where
+        self.hint = hint
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.reason}" if self.where else self.reason
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class UsageError(SpancatDaemonError):
+    """A command line or a configuration that can't be carried out as it stands."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NoDaemon(SpancatDaemonError):  # noqa: N818  # names a state that callers branch on, not a fault
+    """No daemon answers on the control socket."""
+
+    exit_code = ExitCode.NO_DAEMON
+
+
+class Rejected(SpancatDaemonError):  # noqa: N818  # a verdict on a checkpoint
+    """A checkpoint that must not become a release; trying again without a change is useless."""
+
+
+class Moved(SpancatDaemonError):  # noqa: N818  # a verdict on a checkpoint
+    """A checkpoint that changed while it was read; the next scan looks at it anew."""
+
+
+class Vanished(SpancatDaemonError):  # noqa: N818  # a verdict on a checkpoint
+    """A checkpoint that is not there, or not there any more; not a fault."""
