@@ -1,0 +1,418 @@
+r"""``release.json``: what a release is, where it came from, and the digest of every file in it.
+
+The digests are those of ``sha256sum``. In a release's directory, with nothing but standard tools:
+
+* every file is what the manifest says (either line)::
+
+    python3 -c 'import json; [print(f["sha256"], p, sep="  ")
+      for p, f in json.load(open("release.json"))["files"].items()]' | sha256sum -c
+    jq -r '.files | to_entries[] | .value.sha256 + "  " + .key' release.json | sha256sum -c
+
+* the identity of the content, ``content_sha256``, is::
+
+    find . -type f ! -path ./release.json -printf '%P\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
+
+import orjson
+
+from spancat_daemon.errors import SpancatDaemonError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_T = TypeVar("_T")
+
+MANIFEST_NAME: Final = "release.json"
+MODEL_NAME: Final = "model.bin"
+SCHEMA: Final = 1
+MANIFEST_LIMIT_BYTES: Final = 64 << 20  # 10,000 files with long names and as many labels stay below 10 MB
+
+_DEEPEST = 32  # of metrics and verdicts; beyond it lies nonsense, and the recursion limit
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RELEASE_ID = re.compile(r"([0-9]{6,})-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+
+
+class BadManifest(SpancatDaemonError):  # noqa: N818  # a verdict on a file
+    """A ``release.json`` that is missing, damaged or of a newer version of spancat-daemon."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """One file of a release.
+
+    Attributes:
+        sha256: 64 lower-case hexadecimal digits, as ``sha256sum`` prints them.
+        bytes: its size.
+    """
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything ``release.json`` says.
+
+    Attributes:
+        schema: version of this format.
+        id: the release's name, see `release_id`.
+        sequence: its number in the deployment folder; the order of releases, whatever clocks do.
+        rule: the rule it was made for.
+        created_at: when it was staged, RFC 3339 in UTC with microseconds and ``Z``.
+        trigger: why it was made: ``change``, ``schedule``, ``signal``, ``manual``, ``startup``, ….
+        forced: whether it was made even though its content might be the live one's.
+        changed: whether its content differs from that of the release before it.
+        source: the checkpoint's path.
+        contents: ``pipeline`` or ``component``.
+        component: name of the span categorizer in the pipeline.
+        factory: its factory, ``spancat`` or ``spancat_singlelabel``.
+        labels: its labels, in the order of the model's outputs.
+        spans_key: where in ``doc.spans`` it writes.
+        threshold: from which score on; ``None`` where the factory has none.
+        lang: the pipeline's language code.
+        pipeline: the names of its pipes, in order.
+        spacy_version: range of spaCy versions the checkpoint names.
+        verifier: versions of spaCy, thinc and Python that loaded it before it went live; ``None`` if none
+            did.
+        metrics: the scores in the checkpoint's meta.json.
+        metrics_may_be_stale: whether the trainer may have saved without scoring anew.
+        files: digest and size of each file but ``release.json`` itself, by path.
+        model_sha256: digest of ``model.bin``.
+        content_sha256: the identity of the content, see `content_digest`.
+        previous: id of the release that was live when this one was made.
+        verification: verdict of the gates.
+    """
+
+    schema: int = SCHEMA
+    id: str
+    sequence: int
+    rule: str
+    created_at: str
+    trigger: str
+    forced: bool
+    changed: bool
+    source: str
+    contents: str
+    component: str
+    factory: str
+    labels: tuple[str, ...]
+    spans_key: str
+    threshold: float | None
+    lang: str
+    pipeline: tuple[str, ...]
+    spacy_version: str
+    verifier: Mapping[str, str] | None
+    metrics: Mapping[str, Any]
+    metrics_may_be_stale: bool
+    files: Mapping[str, FileDigest]
+    model_sha256: str
+    content_sha256: str
+    previous: str | None
+    verification: Mapping[str, Any]
+
+
+def content_digest(files: Mapping[str, FileDigest]) -> str:
+    """Digest of a release's content: SHA-256 of what ``sha256sum`` prints for its files, sorted by path.
+
+    `files` holds every file but the manifest. Paths sort by their UTF-8 bytes, as ``LC_ALL=C sort`` does.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(sha256sum_line(path, files[path].sha256).encode())
+    return digest.hexdigest()
+
+
+def sha256sum_line(path: str, sha256: str) -> str:
+    r"""Return the line that ``sha256sum`` prints and ``sha256sum -c`` reads, with its end.
+
+    A name with a backslash is escaped, and the line then starts with one, as coreutils does it; names with
+    line ends never get into a release.
+    """
+    if "\\" in path:
+        escaped = path.replace("\\", "\\\\")
+        return f"\\{sha256}  {escaped}\n"
+    return f"{sha256}  {path}\n"
+
+
+def release_id(sequence: int, created: datetime, content_sha256: str) -> str:
+    """Return the name of a release, such as ``000042-20261122T113045Z-3f2a9c1b``.
+
+    Args:
+        sequence: its number, from 1.
+        created: an aware time.
+        content_sha256: of which the first 8 digits show.
+    """
+    return f"{sequence:06d}-{created.astimezone(UTC):%Y%m%dT%H%M%SZ}-{content_sha256[:8]}"
+
+
+def parse_release_id(name: str) -> int | None:
+    """Return the sequence number in a release's name, or ``None`` if it is not such a name."""
+    match = _RELEASE_ID.fullmatch(name)
+    if match is None:
+        return None
+    sequence = int(match[1])
+    return sequence if f"{sequence:06d}" == match[1] else None
+
+
+def dump(manifest: Manifest) -> bytes:
+    r"""Return the bytes of ``release.json``: the same for equal manifests, indented, with a line end.
+
+    Fields come in the order of `Manifest`, labels and pipes in theirs, the rest sorted by key. What JSON
+    can't say is written as the nearest it can: NaN and infinities as ``null``, bytes of a path that are not
+    UTF-8 as ``\x80`` and the like, integers beyond 64 bits as floats.
+    """
+    document = {field.name: _plain(getattr(manifest, field.name)) for field in fields(Manifest)}
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def read(path: Path) -> Manifest:
+    """Read and check a ``release.json``.
+
+    Keys it doesn't know are ignored, so that a later version can add some; one with another `schema` is not
+    guessed at.
+
+    Raises:
+        BadManifest: it is missing, unreadable or not a manifest; names the file and the key.
+    """
+    where = str(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:  # noqa: PTH123  # takes over the descriptor
+            raw = file.read(MANIFEST_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise BadManifest(f"can't be read: {error.strerror}", where=where) from error
+    return parse(raw, where=where)
+
+
+def parse(raw: bytes, *, where: str) -> Manifest:
+    """Do `read` for bytes that came from `where`."""
+    if len(raw) > MANIFEST_LIMIT_BYTES:
+        raise BadManifest(f"is larger than {MANIFEST_LIMIT_BYTES} bytes", where=where)
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadManifest(f"is not JSON: {error}", where=where) from error
+    if not isinstance(document, dict):
+        raise BadManifest("is not a JSON object", where=where)
+    schema = document.get("schema")
+    if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
+        raise BadManifest(
+            f"has schema {schema}, this version knows {SCHEMA}",
+            where=where,
+            hint="a newer spancat-daemon made this release: use that one",
+        )
+    reader = _Reader(document, where)
+    manifest = Manifest(
+        schema=reader.take("schema", "the number 1", _schema),
+        id=reader.take("id", "a release id", _release_name),
+        sequence=reader.take("sequence", "a positive integer", _positive),
+        rule=reader.text("rule"),
+        created_at=reader.take("created_at", "a time like 2026-11-22T11:30:45.000000Z", _time),
+        trigger=reader.text("trigger"),
+        forced=reader.flag("forced"),
+        changed=reader.flag("changed"),
+        source=reader.text("source"),
+        contents=reader.text("contents"),
+        component=reader.text("component"),
+        factory=reader.text("factory"),
+        labels=reader.texts("labels"),
+        spans_key=reader.text("spans_key"),
+        threshold=reader.take("threshold", "a number or null", _threshold),
+        lang=reader.text("lang"),
+        pipeline=reader.texts("pipeline"),
+        spacy_version=reader.text("spacy_version"),
+        verifier=reader.take("verifier", "an object of strings or null", _versions),
+        metrics=reader.take("metrics", "an object", _object),
+        metrics_may_be_stale=reader.flag("metrics_may_be_stale"),
+        files=reader.take("files", "an object of {sha256, bytes} by relative path", _files),
+        model_sha256=reader.take("model_sha256", "a SHA-256", _sha256),
+        content_sha256=reader.take("content_sha256", "a SHA-256", _sha256),
+        previous=reader.take("previous", "a string or null", _text_or_none),
+        verification=reader.take("verification", "an object", _object),
+    )
+    if parse_release_id(manifest.id) != manifest.sequence:
+        raise BadManifest(f"says sequence {manifest.sequence} and id {manifest.id!r}", where=where)
+    if content_digest(manifest.files) != manifest.content_sha256:
+        raise BadManifest(
+            "content_sha256 is not the digest of its files: it was changed after it was made", where=where
+        )
+    return manifest
+
+
+class _Wrong(Exception):  # noqa: N818  # never leaves this module
+    """A value of another type than its key asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Takes values out of a JSON object, and says which key was wrong and what it should hold."""
+
+    document: Mapping[str, Any]
+    where: str
+
+    def take(self, key: str, wanted: str, check: Callable[[Any], _T]) -> _T:
+        if key not in self.document:
+            raise BadManifest(f"lacks {key!r}", where=self.where)
+        try:
+            return check(self.document[key])
+        except _Wrong:
+            raise BadManifest(f"{key!r} is not {wanted}", where=self.where) from None
+
+    def text(self, key: str) -> str:
+        return self.take(key, "a string", _text)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        return self.take(key, "a list of strings", _texts)
+
+    def flag(self, key: str) -> bool:
+        return self.take(key, "true or false", _flag)
+
+
+def _schema(value: Any) -> int:
+    if not _is_int(value) or value != SCHEMA:
+        raise _Wrong
+    return SCHEMA
+
+
+def _release_name(value: Any) -> str:
+    if parse_release_id(_text(value)) is None:
+        raise _Wrong
+    return _text(value)
+
+
+def _positive(value: Any) -> int:
+    if not _is_int(value) or value < 1:
+        raise _Wrong
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _Wrong
+    return tuple(_text(item) for item in value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong
+    return value
+
+
+def _threshold(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _Wrong
+    return float(value)
+
+
+def _time(value: Any) -> str:
+    text = _text(value)
+    if _RFC3339.fullmatch(text) is None:
+        raise _Wrong
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise _Wrong from None
+    return text
+
+
+def _sha256(value: Any) -> str:
+    if _SHA256.fullmatch(_text(value)) is None:
+        raise _Wrong
+    return _text(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Wrong
+    return value
+
+
+def _versions(value: Any) -> dict[str, str] | None:
+    if value is None:
+        return None
+    return {key: _text(version) for key, version in _object(value).items()}
+
+
+def _files(value: Any) -> dict[str, FileDigest]:
+    return {_relative(path): _file(digest) for path, digest in _object(value).items()}
+
+
+def _file(value: Any) -> FileDigest:
+    entry = _object(value)
+    size = entry.get("bytes")
+    if not _is_int(size) or size < 0:
+        raise _Wrong
+    return FileDigest(sha256=_sha256(entry.get("sha256")), bytes=size)
+
+
+def _relative(path: str) -> str:
+    # Whoever joins these to a release's directory must never be led out of it.
+    if any(part in {"", ".", ".."} for part in path.split("/")) or "\0" in path:
+        raise _Wrong
+    return path
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911  # one line for each kind of JSON value
+    """Make a value one that JSON can say, see `dump`."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text_of_unicode(value)
+    if isinstance(value, FileDigest):
+        return {"sha256": value.sha256, "bytes": value.bytes}
+    if isinstance(value, int):
+        return int(value) if -(1 << 63) <= value < (1 << 63) else _finite(value)
+    if isinstance(value, float):
+        return _finite(value)
+    if depth >= _DEEPEST:
+        return None
+    if isinstance(value, Mapping):
+        return {_plain(str(key)): _plain(value[key], depth + 1) for key in sorted(value, key=str)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    raise TypeError(f"{type(value).__name__} has no place in a manifest")
+
+
+def _text_of_unicode(value: str) -> str:
+    try:
+        raw = value.encode("utf-8", "surrogateescape")  # a file name
+    except UnicodeEncodeError:
+        raw = value.encode("utf-8", "backslashreplace")  # JSON can spell half a character
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _finite(value: float) -> float | None:
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
