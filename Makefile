@@ -1,0 +1,88 @@
+# spancat-daemon: `make demo` shows it at work, `make test` proves it. Needs make, bash and Python 3.11 or newer;
+# everything else comes into .venv, exactly as requirements.lock pins it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint coverage bench lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The interpreter that the environment is made with; the first one that is there and new enough is taken.
+PYTHON ?= python3.11
+CANDIDATES := $(PYTHON) python3 python3.13 python3.12
+
+# More arguments for the program that a target runs: make demo ARGS=--keep, make test ARGS='-k retention -x'
+ARGS ?=
+
+help:  ## what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## the environment in .venv, as requirements.lock pins it
+
+demo: $(STAMP)  ## train a tiny spancat for real and deploy it while it trains (ARGS=--keep keeps its folder)
+	@exec $(BIN)/spancat-daemon demo $(ARGS)
+
+test: lint  ## the checks of `lint`, then all tests, with coverage
+	@exec $(BIN)/pytest -m "not benchmark" --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+lint: $(STAMP)  ## ruff and mypy
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+coverage: $(STAMP)  ## the tests, with coverage as pages in htmlcov/
+	@exec $(BIN)/pytest -m "not benchmark" --cov --cov-report=html $(ARGS)
+
+bench: $(STAMP)  ## the measurements of tests/benchmarks
+	@exec $(BIN)/pytest -m benchmark --durations=0 -s tests/benchmarks $(ARGS)
+
+lock:  ## resolve pyproject.toml anew into requirements.lock (Python 3.11 to 3.13, Linux)
+	@resolver="$$(mktemp -d)"
+	trap 'rm -rf "$$resolver"' EXIT
+	$(PYTHON) -m venv "$$resolver"
+	"$$resolver/bin/pip" install --quiet 'uv>=0.9'
+	"$$resolver/bin/uv" pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
+		--generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+		--output-file requirements.lock pyproject.toml
+
+clean:  ## remove the environment and everything that tools left behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* coverage.xml htmlcov dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): requirements.lock pyproject.toml
+	@if [ ! -x $(BIN)/python ]; then
+		python=""
+		for candidate in $(CANDIDATES); do
+			if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+				python="$$candidate"
+				break
+			fi
+		done
+		if [ -z "$$python" ]; then
+			echo "make: no Python 3.11 or newer found (looked for: $(CANDIDATES)); install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2
+			exit 1
+		fi
+		# Debian ships Python without the parts that make environments
+		if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+			if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+				echo "make: $$python can't make environments: installing Debian's python3-venv"
+				export DEBIAN_FRONTEND=noninteractive
+				apt-get update -qq
+				apt-get install -y -qq --no-install-recommends python3-venv
+			fi
+			if ! "$$python" -c 'import ensurepip, venv'; then
+				echo "make: $$python can't make environments; as root: apt-get install python3-venv" >&2
+				exit 1
+			fi
+		fi
+		echo "make: setting up $(VENV) with $$("$$python" --version)"
+		"$$python" -m venv $(VENV)
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
