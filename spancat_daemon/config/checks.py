@@ -1,0 +1,219 @@
+"""What the values of a daemon.toml have to do with each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Final
+
+from spancat_daemon.config import patterns, units
+from spancat_daemon.config.diagnosis import rule_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
+
+    from spancat_daemon.config.places import Path, Place
+
+_LONGEST_SOCKET: Final = 107
+"""Bytes of a unix socket's path: sizeof(sun_path) on Linux less the final NUL, unix(7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An impossible combination.
+
+    Attributes:
+        path: the key it is shown at.
+        message: one line: what is wrong and what to do.
+        at_key: shown at the key itself, not at its value.
+    """
+
+    path: Path
+    message: str
+    at_key: bool = False
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A ``[[watch]]`` whose source and deploy are each all right by themselves."""
+
+    index: int
+    label: str
+    source: str
+    deploy: str
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        return _real(patterns.split(self.source))
+
+    @cached_property
+    def deploys(self) -> tuple[str, ...]:
+        return _real(patterns.deploy_pattern(self.source, self.deploy))
+
+    def at(self, key: str) -> Path:
+        return ("watch", self.index, key)
+
+
+def combinations_of(
+    document: Mapping[str, Any],
+    written: Mapping[str, Any],
+    bad: AbstractSet[Path],
+    place_of: Callable[[Path], Place],
+) -> Iterator[Finding]:
+    """Everything that can't go together; keys that are wrong by themselves are left out of it.
+
+    Args:
+        document: the file's content with variables filled in and absolute paths.
+        written: the same with paths as they are written.
+        bad: the paths of what is already known to be wrong.
+        place_of: where a value stands, for findings that concern two places.
+    """
+    watch = document.get("watch")
+    tables = watch if isinstance(watch, list) else []
+    names: dict[str, int] = {}
+    rules: list[_Rule] = []
+    for index, table in enumerate(tables):
+        if not isinstance(table, dict):
+            continue
+        at: Path = ("watch", index)
+        good = {key: value for key, value in table.items() if (*at, key) not in bad}
+        label = f"rule {rule_name(index, document)}"
+        name = good.get("name")
+        if isinstance(name, str):
+            if name in names:
+                first = place_of(("watch", names[name], "name"))
+                yield Finding((*at, "name"), f"another rule, at line {first.line}, has the name {name!r} too")
+            names.setdefault(name, index)
+        yield from _modes(at, good, bad)
+        source, deploy = good.get("source"), good.get("deploy")
+        if isinstance(source, str) and isinstance(deploy, str):
+            findings = list(_placeholders(at, source, deploy, str(written["watch"][index]["deploy"])))
+            yield from findings
+            if not findings:
+                rules.append(_Rule(index, label, source, deploy))
+    yield from _overlaps(rules, place_of)
+    yield from _own_files(document, rules, bad)
+
+
+def _modes(at: Path, table: Mapping[str, Any], bad: AbstractSet[Path]) -> Iterator[Finding]:
+    if "settle" in table and table.get("writer") != "any" and (*at, "writer") not in bad:
+        yield Finding(
+            (*at, "settle"),
+            'settle goes with writer = "any"; what spaCy writes is proven whole and needs no quiet time',
+            at_key=True,
+        )
+    poll = table.get("poll")
+    if table.get("on_change") is False and isinstance(poll, str) and units.seconds(poll) > 0:
+        yield Finding(
+            (*at, "poll"),
+            "poll looks for changes, but on_change = false says not to look; remove one",
+            at_key=True,
+        )
+    keep = table.get("keep")
+    best = keep.get("best") if isinstance(keep, dict) else None
+    if isinstance(keep, dict) and type(best) is int and best > 0 and keep.get("metric") == "":
+        yield Finding((*at, "keep", "metric"), "best needs a metric to go by, such as 'spans_sc_f'")
+
+
+def _placeholders(at: Path, source: str, deploy: str, written: str) -> Iterator[Finding]:
+    names = patterns.wildcards(source)
+    path = (*at, "deploy")
+    if any(character in deploy for character in "*?"):
+        hint = "write {1} for what the first wildcard of source matched" if names else "name one folder"
+        yield Finding(path, f"deploy can't hold wildcards; {hint}")
+    used = [int(number) for number in patterns.PLACEHOLDER.findall(written)]
+    for number in sorted(set(used)):
+        if not 1 <= number <= len(names):
+            there_are = f"only {len(names)}" if names else "none"
+            yield Finding(
+                path, f"{{{number}}} stands for a wildcard that source does not have: it has {there_are}"
+            )
+    for number in range(1, len(names) + 1):
+        if number not in used:
+            yield Finding(
+                path,
+                f"deploy must use {{{number}}}, what {names[number - 1]!r} in source matched: "
+                "each match needs a folder of its own",
+            )
+    if any(len(patterns.PLACEHOLDER.findall(component)) > 1 for component in patterns.split(written)):
+        yield Finding(
+            path, "two placeholders in one folder's name can make one name of two matches; write {1}/{2}"
+        )
+    if names and len(patterns.PLACEHOLDER.findall(deploy)) != len(used):
+        yield Finding(path, "this file lies in a folder whose name looks like a placeholder; rename it")
+
+
+def _overlaps(rules: list[_Rule], place_of: Callable[[Path], Place]) -> Iterator[Finding]:
+    for first, second in combinations(rules, 2):
+        line = place_of(first.at("deploy")).line
+        shorter = min(len(first.deploys), len(second.deploys))
+        if patterns.may_meet(first.deploys[:shorter], second.deploys[:shorter]):
+            how = (
+                "is also where"
+                if len(first.deploys) == len(second.deploys)
+                else "lies inside of where"
+                if len(second.deploys) > shorter
+                else "holds the folder where"
+            )
+            yield Finding(
+                second.at("deploy"),
+                f"{second.deploy!r} {how} {first.label} deploys to, at line {line}; "
+                "give each rule a folder of its own",
+            )
+    for one in rules:
+        for other in rules:
+            whose = "its own source" if one is other else f"the source of {other.label}"
+            line = place_of(other.at("source")).line
+            if _inside(one.deploys, other.sources):
+                yield Finding(
+                    one.at("deploy"),
+                    f"deploy lies inside {whose}, {other.source!r} at line {line}; move it out",
+                )
+            elif _inside(other.sources, one.deploys):
+                yield Finding(
+                    one.at("deploy"),
+                    f"deploy is around {whose}, {other.source!r} at line {line}; move it elsewhere",
+                )
+
+
+def _own_files(document: Mapping[str, Any], rules: list[_Rule], bad: AbstractSet[Path]) -> Iterator[Finding]:
+    own: dict[str, str] = {}
+    for table, key in (("daemon", "state_dir"), ("daemon", "control_socket"), ("log", "file")):
+        value = document[table].get(key) if isinstance(document.get(table), dict) else None
+        if isinstance(value, str) and value and (table, key) not in bad:
+            own[key] = value
+    socket = own.get("control_socket", "")
+    if len(os.fsencode(socket)) > _LONGEST_SOCKET:
+        yield Finding(
+            ("daemon", "control_socket"),
+            f"the path of the control socket, {socket!r}, is longer than the {_LONGEST_SOCKET} bytes that a "
+            "socket can have; set control_socket to a shorter one",
+        )
+    for key, value in own.items():
+        components = _real(tuple(patterns.escape(component) for component in patterns.split(value)))
+        what = "log.file" if key == "file" else f"{key} of [daemon]"
+        for rule in rules:
+            for role, folder in (("source", rule.sources), ("deploy", rule.deploys)):
+                if _inside(components, folder):
+                    yield Finding(rule.at(role), f"{role} holds {what}, {value!r}; keep the two apart")
+
+
+def _inside(inner: tuple[str, ...], outer: tuple[str, ...]) -> bool:
+    """Whether every path of one lies in, or is, a path of the other."""
+    head = inner[: len(outer)]
+    return patterns.covers(outer, head) or patterns.covers(head, outer)
+
+
+def _real(components: tuple[str, ...]) -> tuple[str, ...]:
+    """The pattern with the symbolic links in front of its first wildcard resolved."""
+    names: list[str] = []
+    for component in components:
+        name = patterns.literal(component)
+        if name is None:
+            break
+        names.append(name)
+    real = os.path.realpath("/" + "/".join(names))
+    return (*(patterns.escape(name) for name in patterns.split(real)), *components[len(names) :])

@@ -1,0 +1,315 @@
+"""From a file to a ``Configuration``, or to all that is wrong with it."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from spancat_daemon.config import checks, diagnosis, patterns, places
+from spancat_daemon.config.interpolation import BadVariable, interpolate
+from spancat_daemon.config.model import Configuration, DaemonSettings
+from spancat_daemon.config.problems import ConfigurationError, Problem
+from spancat_daemon.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENVIRONMENT_VARIABLE: Final = "SPANCAT_DAEMON_CONFIG"
+SEARCHED: Final = (Path("daemon.toml"), Path("/etc/spancat-daemon/daemon.toml"))
+
+LARGEST_BYTES: Final = 1 << 20
+LONGEST_LINE: Final = 16_384
+"""Characters; tomllib needs time that grows with the square of a dotted key's length."""
+
+_EXAMPLE: Final = 'add [[watch]] with name = "…", source = "…/model-best" and deploy = "…"'
+_CONTROL_SOCKET: Final = "control.sock"
+
+
+def find(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """The file to read: the one asked for, else of $SPANCAT_DAEMON_CONFIG, ./daemon.toml, /etc/….
+
+    Raises:
+        UsageError: none was asked for and there is none.
+    """
+    if path is not None:
+        return path
+    if environ.get(ENVIRONMENT_VARIABLE):
+        return Path(environ[ENVIRONMENT_VARIABLE])
+    for candidate in SEARCHED:
+        if os.path.lexists(candidate):
+            return candidate
+    raise UsageError(
+        f"there is no configuration: neither ${ENVIRONMENT_VARIABLE} nor {' nor '.join(map(str, SEARCHED))}",
+        hint="name one with -c FILE",
+    )
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Configuration:
+    """Reads, fills in and checks a daemon.toml.
+
+    Relative paths are taken from the folder of the file; ``$STATE_DIRECTORY`` and ``$RUNTIME_DIRECTORY``,
+    which systemd sets, replace ``state_dir`` and the default folder of the control socket.
+
+    Args:
+        path: the file; None to look for it, see ``find``.
+        environ: the environment to fill in.
+
+    Raises:
+        ConfigurationError: what it says can't be carried out; its text shows every problem.
+        UsageError: there is no such file, or it can't be read.
+    """
+    path = find(path, environ)
+    return parse(read(path), path, environ)
+
+
+def read(path: Path) -> str:
+    """The text of the file; never blocks, whatever the path leads to.
+
+    Raises:
+        UsageError: it can't be read, is no regular file, too large, or not UTF-8.
+    """
+    where = os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        hint = "name another with -c FILE" if number == errno.ENOENT else ""
+        reason = os.strerror(number) if number else str(error)
+        raise UsageError(f"the configuration can't be read: {reason}", where=where, hint=hint) from error
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise UsageError(f"the configuration is {kind}", where=where, hint="name a file with -c FILE")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            content = file.read(LARGEST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"the configuration can't be read: {error.strerror}", where=where) from error
+    finally:
+        os.close(fd)
+    if len(content) > LARGEST_BYTES:
+        raise UsageError(
+            f"the configuration is larger than {LARGEST_BYTES} bytes",
+            where=where,
+            hint="is this the right file?",
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line, column = before.count(b"\n") + 1, len(before) - (before.rfind(b"\n") + 1) + 1
+        raise UsageError(
+            f"the byte 0x{content[error.start]:02x} is not UTF-8",
+            where=f"{where}:{line}:{column}",
+            hint="re-encode it",
+        ) from error
+
+
+def parse(text: str, path: Path, environ: Mapping[str, str]) -> Configuration:
+    """Checks the text of a daemon.toml that lies, or would lie, at a path.
+
+    Raises:
+        ConfigurationError: with all of its problems.
+    """
+    return _Reading(text, path, environ).configuration()
+
+
+class _Reading:
+    """One text on its way to a configuration, collecting problems."""
+
+    def __init__(self, text: str, path: Path, environ: Mapping[str, str]) -> None:
+        self.file = os.fsencode(path).decode("utf-8", "backslashreplace")
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would leave the folder of a linked file
+        self.environ = environ
+        self.places = places.unlocated(text)
+        self.problems: list[Problem] = []
+        self.bad: set[places.Path] = set()
+
+    def configuration(self) -> Configuration:
+        written = self.filled(self.syntax(), ())
+        document = copy.deepcopy(written)
+        self.resolve_paths(document)
+        configuration = self.validated(document, written)
+        if self.problems or configuration is None:
+            raise ConfigurationError(self.problems)
+        return configuration
+
+    def add(self, place: places.Place, message: str) -> None:
+        text = self.places.line(place.line)
+        self.problems.append(Problem(place.line, place.column, message, text, self.file))
+
+    def syntax(self) -> dict[str, Any]:
+        """The text as TOML; of syntax errors only the first can be told."""
+        text = self.places.text
+        for number, line in enumerate(text.split("\n"), start=1):
+            if len(line) > LONGEST_LINE:
+                self.add(
+                    places.Place(number, 1), f"the line is longer than {LONGEST_LINE} characters; break it up"
+                )
+                raise ConfigurationError(self.problems)
+        try:
+            document = tomllib.loads(text)
+            self.places = places.locate(text)
+        except tomllib.TOMLDecodeError as error:
+            self.add(*_syntax_error(str(error), self.places))
+            raise ConfigurationError(self.problems) from error
+        except places.TooDeep as error:
+            self.add(error.place, str(error))
+            raise ConfigurationError(self.problems) from error
+        except RecursionError:
+            self.add(places.Place(1, 1), "arrays or tables are nested too deeply")
+            # the deep traceback explains nothing
+            raise ConfigurationError(self.problems) from None
+        return document
+
+    def filled(self, value: Any, path: places.Path) -> Any:
+        """The value with variables filled into its strings."""
+        if isinstance(value, dict):
+            return {key: self.filled(item, (*path, key)) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.filled(item, (*path, index)) for index, item in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        try:
+            return interpolate(value, self.environ)
+        except BadVariable as error:
+            span = self.places.spans[path]
+            # escapes may have moved it, but they don't change what is between ${ and }
+            offset = max(self.places.text.find(error.written, span.start, span.end), span.start)
+            self.add(self.places.at(offset), str(error))
+            self.bad.add(path)
+            return value
+
+    def resolve_paths(self, document: dict[str, Any]) -> None:
+        daemon = document.setdefault("daemon", {})
+        if isinstance(daemon, dict):
+            daemon.setdefault("state_dir", str(DaemonSettings.model_fields["state_dir"].default))
+            self.resolve(daemon, ("daemon", "state_dir"))
+            state = _first(self.environ.get("STATE_DIRECTORY"))
+            if state:
+                daemon["state_dir"] = state
+            if daemon.get("control_socket", "") == "":
+                folder = _first(self.environ.get("RUNTIME_DIRECTORY")) or daemon["state_dir"]
+                if isinstance(folder, str):
+                    daemon["control_socket"] = os.path.join(folder, _CONTROL_SOCKET)  # noqa: PTH118  # stays text
+            else:
+                self.resolve(daemon, ("daemon", "control_socket"))
+        log = document.get("log")
+        if isinstance(log, dict) and "file" in log:
+            if log["file"] == "":
+                del log["file"]
+            else:
+                self.resolve(log, ("log", "file"))
+        watch = document.get("watch")
+        for index, table in enumerate(watch if isinstance(watch, list) else ()):
+            if isinstance(table, dict):
+                self.resolve(table, ("watch", index, "source"), pattern=True)
+                self.resolve(table, ("watch", index, "deploy"))
+
+    def resolve(self, table: dict[str, Any], path: places.Path, *, pattern: bool = False) -> None:
+        """Makes a path of a table absolute; values of other types are left for the model to refuse."""
+        key = str(path[-1])
+        value = table.get(key)
+        if not isinstance(value, str) or path in self.bad:
+            return
+        reason = ""
+        if not value and key == "state_dir":
+            reason = "state_dir must not be empty"
+        elif "\0" in value:
+            reason = f"{key} must not hold a NUL character"
+        elif value == "~" or value.startswith("~/"):
+            reason = f"{key}: '~' is not filled in; write ${{HOME}} instead"
+        if reason:
+            self.bad.add(path)
+            self.add(self.places.value(path), reason)
+        elif value:
+            try:
+                table[key] = _absolute(value, self.path.parent, pattern=pattern)
+            except ValueError:  # a pattern that the model refuses, with the reason
+                return
+
+    def validated(self, document: dict[str, Any], written: Mapping[str, Any]) -> Configuration | None:
+        configuration = None
+        unknown = ("path",) in self.places.spans
+        try:
+            configuration = Configuration.model_validate(
+                {**document, "path": self.path}, context={"file": True}
+            )
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                path = diagnosis.path_of(detail)
+                if path in self.bad:
+                    continue
+                self.bad.add(path)
+                if path == ("watch",) and detail["type"] == "missing":
+                    continue
+                if not diagnosis.is_misspelt(detail, document):
+                    at = self.places.key if detail["type"] == "extra_forbidden" else self.places.value
+                    self.add(at(path), diagnosis.message(detail, document))
+        if unknown:
+            self.add(self.places.key(("path",)), diagnosis.unknown(("path",), document))
+        if "watch" not in written or written["watch"] == []:
+            known = [key for key in written if key not in diagnosis.keys_of(())]
+            if not any("'watch'" in diagnosis.unknown((key,), document) for key in known):
+                self.add(
+                    places.Place(self.places.last_line, 1),
+                    f"there is no [[watch]]: nothing to do; {_EXAMPLE}",
+                )
+        for finding in checks.combinations_of(document, written, self.bad, self.places.value):
+            at = self.places.key if finding.at_key else self.places.value
+            self.add(at(finding.path), finding.message)
+        return configuration
+
+
+def _absolute(value: str, base: Path, *, pattern: bool) -> str:
+    """An absolute path without ``.``, doubled slashes and, where it has no wildcards, ``..``.
+
+    ``..`` goes where the kernel would go, which is elsewhere than the text says where it follows a link.
+    """
+    folder = patterns.escape(str(base)) if pattern else str(base)
+    whole = value if value.startswith("/") else f"{folder}/{value}"
+    components = [component for component in patterns.split(whole) if component != "."]
+    if ".." in components:
+        head = len(components) - components[::-1].index("..")
+        names = [patterns.literal(name) if pattern else name for name in components[:head]]
+        if None in names:
+            raise ValueError("'..' behind a wildcard")
+        real = os.path.realpath("/" + "/".join(name or "" for name in names))
+        components[:head] = patterns.split(patterns.escape(real) if pattern else real)
+    return "/" + "/".join(components)
+
+
+def _first(folders: str | None) -> str:
+    """The first of several folders, which systemd separates by colons."""
+    return folders.split(":")[0] if folders else ""
+
+
+def _syntax_error(text: str, known: places.Places) -> tuple[places.Place, str]:
+    """Where tomllib stopped, and what that usually means."""
+    match = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", text)
+    reason = text[: match.start()] if match else text
+    if match and match[1]:
+        place = places.Place(int(match[1]), int(match[2]))
+    else:
+        place = places.Place(known.last_line, len(known.line(known.last_line)) + 1)
+    before = known.line(place.line)[: place.column - 1]
+    if reason == "Cannot overwrite a value":
+        reason = "this key is given twice"
+        place = places.Place(place.line, len(before) - len(before.lstrip()) + 1)
+    elif reason.startswith("Cannot declare"):
+        reason = "this table is given twice; a further rule begins with [[watch]]"
+    elif reason == "Invalid value" or reason.startswith("Expected newline or end of document"):
+        reason = f'{reason}; text stands in quotes: key = "text"'
+    elif reason.startswith("Expected '=' after a key"):
+        reason = f"{reason}; write key = value"
+    elif reason.startswith("Illegal character '\\n'"):
+        reason = "the text is not closed with a quote"
+    return place, f"not TOML: {reason}"

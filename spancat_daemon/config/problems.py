@@ -1,0 +1,90 @@
+"""What is wrong with a daemon.toml, shown so that it is found and put right at first sight."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Final
+
+from spancat_daemon.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_WIDEST: Final = 100  # columns of a shown line; longer ones are cut around the caret
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing that is wrong, and its place.
+
+    Attributes:
+        line: counted from 1.
+        column: counted from 1, in characters.
+        message: what is wrong and what to do, in one line.
+        text: the offending line of the file; ``""`` where there is none to show.
+        file: the file as the user named it.
+    """
+
+    line: int
+    column: int
+    message: str
+    text: str
+    file: str
+
+    def __str__(self) -> str:
+        headline = f"{self.file}:{self.line}:{self.column}: {self.message}"
+        if not self.text.strip():
+            return headline
+        shown, caret = _excerpt(self.text, self.column - 1)
+        return f"{headline}\n    {shown}\n    {caret}"
+
+
+class ConfigurationError(UsageError):
+    """A daemon.toml that can't be carried out; its text shows all that is wrong with it.
+
+    Attributes:
+        problems: in the order of the file, at least one.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(sorted(set(problems)))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """``"; did you mean 'x'?"`` if one of the known names is close, else ``""``."""
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.6) or get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(known: Sequence[str]) -> str:
+    """Names as a reader wants them: ``'a', 'b' or 'c'``."""
+    quoted = [repr(name) for name in known]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def _excerpt(text: str, index: int) -> tuple[str, str]:
+    """The line, cut to a readable width, and the caret that stands under the character at an index."""
+    index = min(index, len(text))
+    start = 0 if len(text) <= _WIDEST else max(0, min(index - _WIDEST // 2, len(text) - _WIDEST))
+    head = "…" if start else ""
+    tail = "…" if start + _WIDEST < len(text) else ""
+    window = "".join(_visible(character) for character in text[start : start + _WIDEST])
+    padding = "".join(_blank(character) for character in window[: index - start])
+    return f"{head}{window}{tail}".rstrip(), f"{' ' * len(head)}{padding}^"
+
+
+def _visible(character: str) -> str:
+    """Control characters, and those that turn the direction of text, must not reach a terminal."""
+    hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and character != "\t"
+    return "\N{REPLACEMENT CHARACTER}" if hidden else character
+
+
+def _blank(character: str) -> str:
+    if character == "\t":
+        return "\t"
+    if unicodedata.combining(character):
+        return ""
+    return "  " if unicodedata.east_asian_width(character) in "WF" else " "

@@ -1,0 +1,56 @@
+"""The JSON schema of daemon.toml, for editors."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from spancat_daemon.config import units
+from spancat_daemon.config.model import Configuration
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+_VARIABLE: Final = r"\$\{"
+
+
+def json_schema() -> dict[str, Any]:
+    """What a daemon.toml may hold, as it is written: durations and sizes are text.
+
+    A text with a variable in it is accepted wherever a text is.
+    """
+    schema = Configuration.model_json_schema()
+    del schema["properties"]["path"]
+    schema["required"].remove("path")
+    schema["properties"]["watch"]["minItems"] = 1
+    schema["title"] = "daemon.toml"
+    schema["description"] = "The configuration of spancat-daemon."
+    written = _as_written(schema)
+    settle = {"required": ["settle"]}
+    written["$defs"]["Watch"]["if"] = settle
+    written["$defs"]["Watch"]["then"] = {"required": ["writer"], "properties": {"writer": {"const": "any"}}}
+    return {"$schema": DIALECT, **written}
+
+
+def _as_written(node: Any) -> Any:
+    """The schema of values as text of the file, instead of as the Python values they become."""
+    if isinstance(node, list):
+        return [_as_written(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: value if key == "default" else _as_written(value) for key, value in node.items()}
+    # a field's docstring is meant for the schema; a title that repeats its name is not
+    if node.get("type") != "object":
+        node.pop("title", None)
+    if "anyOf" in node and {"type": "null"} in node["anyOf"]:  # TOML has no null: an absent path is ""
+        node.pop("anyOf")
+        node |= {"type": "string", "default": ""}
+    if node.get("format") == "path":
+        node.pop("format")
+        node["default"] = "" if node["default"] == "." else node["default"]
+    pattern = node.get("pattern")
+    if pattern == units.DURATION_PATTERN and "default" in node:
+        node["default"] = units.format_duration(node["default"])
+    if pattern == units.SIZE_PATTERN and "default" in node:
+        node["default"] = units.format_size(node["default"])
+    for constraint in ("pattern", "enum"):
+        if constraint in node:
+            node["anyOf"] = [{constraint: node.pop(constraint)}, {"pattern": _VARIABLE}]
+    return node
