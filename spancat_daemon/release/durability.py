@@ -1,8 +1,8 @@
 """The system calls that make bytes stay, and the two renames Python has no name for.
 
 Everything in ``release/`` that must survive a power cut goes through a `Durability`, so that a test can
-record the order of the calls or make one of them fail. Facts: ext4, xfs and btrfs lose or tear a file that was
-renamed into place without its own fsync, and lose the name itself without the directory's.
+record the order of the calls or make one of them fail. Facts: ext4, xfs and btrfs lose or tear a file that
+was renamed into place without its own fsync, and lose the name itself without the directory's.
 """
 
 from __future__ import annotations

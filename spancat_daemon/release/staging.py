@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from spancat_daemon.errors import SpancatDaemonError
+from spancat_daemon.errors import Rejected, SpancatDaemonError
+from spancat_daemon.release.copying import write_all
+from spancat_daemon.release.durability import DURABLE
+from spancat_daemon.release.manifest import MANIFEST_NAME, MODEL_NAME, FileDigest, content_digest, dump
+from spancat_daemon.release.placing import (
+    CREATE,
+    FILE_MODE,
+    OPEN_DIRECTORY,
+    UNDER_CONSTRUCTION,
+    Abandoned,
+    Placing,
+    directories_of,
+    named,
+    planned_bytes,
+)
+from spancat_daemon.release.removal import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from spancat_daemon.checkpoint.contents import Plan
-    from spancat_daemon.release.manifest import FileDigest
+    from spancat_daemon.checkpoint.tree import Source, Tree
+    from spancat_daemon.release.durability import Durability
+    from spancat_daemon.release.folder import Release
+    from spancat_daemon.release.manifest import Manifest
+
+__all__ = ["Abandoned", "Lacking", "Staged", "discard", "seal", "stage"]
+
+DIRECTORY_MODE: Final = 0o755
 
 
 class Lacking(SpancatDaemonError):  # noqa: N818  # a state of the disk that callers branch on
@@ -52,3 +76,152 @@ class Staged:
     bytes_written: int
     linked: tuple[str, ...]
     plan: Plan
+
+
+def stage(  # noqa: PLR0913  # each is a different thing, and named
+    plan: Plan,
+    source: Source,
+    tree: Tree,
+    *,
+    staging_path: Path,
+    previous: Release | None,
+    min_free_bytes: int,
+    durability: Durability = DURABLE,
+    abandoned: Callable[[], bool] = lambda: False,
+) -> Staged:
+    """Copy what `plan` says out of the checkpoint, into a new directory below `staging_path`.
+
+    The checkpoint is read once. A file that equals the previous release's becomes a hard link of it; any
+    other is copied with its digest and its proof taken from the same bytes, and is on stable storage on
+    return (its name is only after `seal`). The checkpoint is proven not to have changed meanwhile.
+
+    Args:
+        plan: what to copy or write.
+        source: the open checkpoint.
+        tree: its scan, that `plan` was made of.
+        staging_path: an existing directory of the file system that holds the releases.
+        previous: the release to link unchanged files to.
+        min_free_bytes: what must be free on the file system afterwards.
+        durability: how bytes are made to stay.
+        abandoned: asked again and again while bytes move; True gives up.
+
+    Raises:
+        Moved: the checkpoint changed; also where a proof failed because it did.
+        Vanished: it is gone.
+        Rejected: a file is not whole, can't be read, or has a name that a release needs for itself.
+        Lacking: too little free space. Known before anything is written if lengths alone tell, so that a
+            sparse file of terabytes is not even begun.
+        Abandoned: `abandoned` said so.
+        OSError: the staging directory can't be written or made to stay; names the file. In any case nothing
+            is left behind, unless the removal fails too: recovery finds that.
+    """
+    _check_names(plan)
+    _check_space(plan, staging_path, previous, min_free_bytes)
+    path = staging_path / f"{os.getpid()}-{secrets.token_hex(8)}"
+    path.mkdir(UNDER_CONSTRUCTION)
+    try:
+        with Placing(path, source, previous, durability, abandoned) as placing:
+            try:
+                placing.fill(plan)
+            except Rejected:
+                source.unchanged(tree)  # half a file is no fault of a trainer that is just writing it
+                raise
+            source.unchanged(tree)
+            placing.sync()
+            model = placing.files[plan.model_file]
+            placing.files[MODEL_NAME] = model
+            staged = Staged(
+                path=path,
+                files=dict(sorted(placing.files.items())),
+                model_sha256=model.sha256,
+                content_sha256=content_digest(placing.files),
+                bytes=sum(digest.bytes for digest in placing.files.values()) - model.bytes,
+                bytes_written=placing.bytes_written,
+                linked=tuple(sorted(placing.linked)),
+                plan=plan,
+            )
+        _check_free(path, min_free_bytes)
+    except BaseException as error:
+        try:
+            remove_tree(path)
+        except OSError as leftover:
+            error.add_note(f"and it could not be removed: {leftover}")
+        raise
+    return staged
+
+
+def seal(staged: Staged, manifest: Manifest, durability: Durability = DURABLE) -> None:
+    """Write the manifest, and make the staged directory's every name stay; then it can be renamed.
+
+    Raises:
+        OSError: it could not be; the staged copy must be discarded, never sealed again.
+    """
+    if manifest.files != staged.files or manifest.content_sha256 != staged.content_sha256:
+        raise ValueError("this manifest is of another staged copy")
+    root = os.open(staged.path, OPEN_DIRECTORY)
+    try:
+        fd = os.open(MANIFEST_NAME, CREATE, FILE_MODE, dir_fd=root)
+        try:
+            os.fchmod(fd, FILE_MODE)
+            write_all(fd, dump(manifest), 0)
+            durability.sync_file(fd)
+        finally:
+            os.close(fd)
+        for directory in sorted(directories_of(staged.files), key=lambda path: (-path.count("/"), path)):
+            fd = os.open(directory, OPEN_DIRECTORY, dir_fd=root)
+            try:
+                _settle_directory(fd, durability)
+            finally:
+                os.close(fd)
+        _settle_directory(root, durability)
+    except OSError as error:
+        named(error, staged.path)
+        raise
+    finally:
+        os.close(root)
+
+
+def discard(staged: Staged) -> None:
+    """Remove a staged copy; nothing happens if it isn't there any more (it became a release).
+
+    Raises:
+        OSError: something of it can't be removed.
+    """
+    remove_tree(staged.path)
+
+
+def _check_names(plan: Plan) -> None:
+    for planned in plan.files:
+        if planned.path in {MANIFEST_NAME, MODEL_NAME}:
+            raise Rejected(
+                f"has a file or component named {planned.path!r}, which every release has of its own",
+                hint="rename it; if `source` is a release, point it to a checkpoint that a trainer writes",
+            )
+
+
+def _check_space(plan: Plan, path: Path, previous: Release | None, min_free_bytes: int) -> None:
+    known = previous.manifest.files if previous is not None else {}
+    certain = 0  # what no hard link can save
+    for planned in plan.files:
+        digest = known.get(planned.path)
+        if digest is None or digest.bytes != planned_bytes(planned):
+            certain += planned_bytes(planned)
+    _check_free(path, certain + min_free_bytes)
+
+
+def _check_free(path: Path, needed: int) -> None:
+    status = os.statvfs(path)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise Lacking(
+            f"{needed:,} bytes have to be free and {free:,} are",
+            needed=needed,
+            free=free,
+            where=str(path),
+            hint="free some space, keep fewer releases, or lower min_free",
+        )
+
+
+def _settle_directory(fd: int, durability: Durability) -> None:
+    os.fchmod(fd, DIRECTORY_MODE)
+    durability.sync_directory(fd)

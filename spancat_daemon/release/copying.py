@@ -1,0 +1,315 @@
+"""Moving the bytes of one file: comparing, cloning, copying, with digest and proof in the same pass.
+
+Measured on ext4, two cores: up to about 1 MiB one read and one write of the same buffer cost least; above it
+``copy_file_range`` (the bytes stay in the kernel) with writeback begun piece by piece. The digest is then
+taken from the target's page cache, so it is of the bytes that were staged; from 16 MiB on it pays to take it
+on a second thread (78 against 106 ms for 100 MB; ``cp`` + ``sync -f`` 73 ms).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Final
+
+from spancat_daemon.errors import Moved
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from spancat_daemon.checkpoint.wholeness import Proof
+    from spancat_daemon.release.durability import Durability
+
+SMALL_BYTES: Final = 1 << 20
+THREADED_BYTES: Final = 16 << 20
+PIECE_BYTES: Final = 8 << 20
+CHUNK_BYTES: Final = 256 << 10  # two of them fit a core's second cache; 128 KiB to 512 KiB measure alike
+
+_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class UnreadableSourceError(Exception):
+    """The file that is copied from can't be read; carries the system's words."""
+
+
+class Intake:
+    """What is made of a file's bytes as they pass: its SHA-256, and the proof that it is whole."""
+
+    def __init__(self, proof: Proof | None) -> None:
+        self._digest = hashlib.sha256()
+        self._proof = proof
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            Rejected: the proof says that they can't belong to a whole file.
+        """
+        self._digest.update(chunk)
+        if self._proof is not None:
+            self._proof.feed(chunk)
+
+    def finish(self) -> str:
+        """Return the SHA-256 of everything fed.
+
+        Raises:
+            Rejected: the proof says that the file is not whole.
+        """
+        if self._proof is not None:
+            self._proof.finish()
+        return self._digest.hexdigest()
+
+
+class Copier:
+    """Copies the files of one staging; `close` it afterwards.
+
+    Args:
+        durability: begins the writeback of what was copied.
+        proceed: called between pieces; what it raises ends the copy.
+    """
+
+    def __init__(self, durability: Durability, proceed: Callable[[], None]) -> None:
+        self._durability = durability
+        self._proceed = proceed
+        self._clones = True
+        self._thread: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """End the thread, if there was need of one."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def copy(self, source: int, target: int, size: int, intake: Intake) -> None:
+        """Copy a whole file, and feed exactly its bytes to `intake`.
+
+        Args:
+            source: descriptor of the file to read from; its position is of no matter.
+            target: descriptor of a new, empty file, open for reading and writing.
+            size: how many bytes the source must have.
+            intake: takes the bytes in order.
+
+        Raises:
+            Moved: the source has fewer or more bytes.
+            Rejected: as `Intake.feed`.
+            UnreadableSourceError: the source fails to be read.
+            OSError: the target fails to be written (or to hold what was written).
+        """
+        if size < SMALL_BYTES:
+            self._copy_small(source, target, size, intake)
+        elif self._clones and self._clone(source, target):
+            self._take_clone(source, target, size, intake)
+        else:
+            self._copy_large(source, target, size, intake)
+
+    def write(self, target: int, data: bytes, intake: Intake) -> None:
+        """Write the whole content of a new, empty file, and feed it to `intake`.
+
+        Raises:
+            OSError, Rejected: as `copy`.
+        """
+        write_all(target, data, 0)
+        # A write that reports success can be lost; what is published must be what was hashed.
+        if _read_back(target, len(data), 0) != data:
+            raise _lost()
+        self._durability.start_writeback(target)
+        intake.feed(data)
+
+    def _copy_small(self, source: int, target: int, size: int, intake: Intake) -> None:
+        data = b""
+        while chunk := read_at(source, size + 1 - len(data), len(data)):  # one more than there should be
+            data += chunk
+        if len(data) != size:
+            raise _moved(size)
+        self.write(target, data, intake)
+
+    def _clone(self, source: int, target: int) -> bool:
+        try:
+            fcntl.ioctl(target, _FICLONE, source)
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                raise
+            self._clones = False
+            return False
+        return True
+
+    def _take_clone(self, source: int, target: int, size: int, intake: Intake) -> None:
+        if os.fstat(target).st_size != size:
+            raise _moved(size)
+        # The clone has no page cache of its own yet: reading it would go to the device.
+        position = 0
+        while position < size:
+            self._proceed()
+            chunk = read_at(source, min(CHUNK_BYTES, size - position), position)
+            if not chunk:
+                raise _moved(size)
+            intake.feed(chunk)
+            position += len(chunk)
+        _at_end(source, size)
+
+    def _copy_large(self, source: int, target: int, size: int, intake: Intake) -> None:
+        position = 0
+        in_kernel = True
+        pending: deque[Future[None]] = deque()
+        try:
+            while position < size:
+                self._proceed()
+                length = min(PIECE_BYTES, size - position)
+                copied = 0
+                if in_kernel:
+                    copied = _copy_range(source, target, position, length)
+                    in_kernel = copied > 0
+                if not in_kernel:
+                    copied = _copy_through(source, target, position, length)
+                if copied == 0:
+                    raise _moved(size)
+                self._durability.start_writeback(target)
+                if size < THREADED_BYTES:
+                    _feed(intake, target, position, copied)
+                else:
+                    pending.append(self._submit(intake, target, position, copied))
+                    while pending[0].done() and len(pending) > 1:
+                        pending.popleft().result()
+                position += copied
+            while pending:
+                self._proceed()
+                pending.popleft().result()
+        finally:
+            # Nothing may go on reading a descriptor that is about to be closed.
+            for future in pending:
+                future.cancel()
+            wait(pending)
+        _at_end(source, size)
+
+    def _submit(self, intake: Intake, target: int, position: int, length: int) -> Future[None]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        return self._thread.submit(_feed, intake, target, position, length)
+
+
+def same_content(
+    source: int, other: int, size: int, proof: Proof | None, proceed: Callable[[], None]
+) -> bool:
+    """Tell whether both files' first `size` bytes are the same; stops at the first difference.
+
+    ``memcmp`` over what two reads brought from the page cache is several times as fast as SHA-256. Never
+    through a mapping of the source: its writer may truncate it, and that would be the end of this process
+    (SIGBUS).
+
+    Args:
+        source: descriptor of the file that may be anything.
+        other: descriptor of the file it is compared with.
+        size: length of both.
+        proof: fed with the source's bytes as far as they are the same, and finished if all are.
+        proceed: called between pieces; what it raises ends the comparison.
+
+    Raises:
+        Rejected: the proof says that the file is not whole.
+        UnreadableSourceError: `source` can't be read. An `other` that can't is one that differs.
+    """
+    buffer = bytearray(CHUNK_BYTES)
+    position = 0
+    while position < size:
+        proceed()
+        chunk = read_at(source, min(CHUNK_BYTES, size - position), position)
+        if not chunk:
+            return False
+        if len(chunk) != len(buffer):
+            buffer = bytearray(len(chunk))
+        try:
+            same = os.preadv(other, [buffer], position) == len(chunk) and buffer == chunk
+        except OSError:
+            same = False
+        if not same:
+            return False
+        if proof is not None:
+            proof.feed(chunk)
+        position += len(chunk)
+    if proof is not None:
+        proof.finish()
+    return True
+
+
+def read_at(source: int, length: int, position: int) -> bytes:
+    """Read from a file that may be failing.
+
+    Raises:
+        UnreadableSourceError: it is.
+    """
+    try:
+        return os.pread(source, length, position)
+    except OSError as error:
+        raise UnreadableSourceError(error.strerror) from error
+
+
+def _copy_range(source: int, target: int, position: int, length: int) -> int:
+    """Let the kernel copy; 0 if it can't, for whatever reason: ``read`` and ``write`` then say which."""
+    try:
+        return os.copy_file_range(source, target, length, position, position)
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise
+        return 0
+
+
+def _copy_through(source: int, target: int, position: int, length: int) -> int:
+    copied = 0
+    while copied < length:
+        data = read_at(source, min(SMALL_BYTES, length - copied), position + copied)
+        if not data:
+            break
+        write_all(target, data, position + copied)
+        copied += len(data)
+    return copied
+
+
+def write_all(target: int, data: bytes, position: int) -> None:
+    """Write all of `data`.
+
+    Raises:
+        OSError: not all of it could be written.
+    """
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(target, view, position)
+        if written == 0:
+            raise _lost()
+        view = view[written:]
+        position += written
+
+
+def _feed(intake: Intake, target: int, position: int, length: int) -> None:
+    end = position + length
+    while position < end:
+        chunk = os.pread(target, min(CHUNK_BYTES, end - position), position)
+        if not chunk:
+            raise _lost()
+        intake.feed(chunk)
+        position += len(chunk)
+
+
+def _read_back(target: int, length: int, position: int) -> bytes:
+    chunks: list[bytes] = []
+    while length > 0 and (chunk := os.pread(target, length, position)):
+        chunks.append(chunk)
+        length -= len(chunk)
+        position += len(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _at_end(source: int, size: int) -> None:
+    if read_at(source, 1, size):
+        raise _moved(size)
+
+
+def _moved(size: int) -> Moved:
+    return Moved(f"does not have the {size} bytes any more that it had when it was looked at")
+
+
+def _lost() -> OSError:
+    return OSError(errno.EIO, "the file system does not hold what was written to it")

@@ -1,0 +1,253 @@
+"""The files of a snapshot, put in their places: linked where nothing changed, copied where something did."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from spancat_daemon.checkpoint.tree import shown
+from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError
+from spancat_daemon.release.copying import Copier, Intake, UnreadableSourceError, same_content
+from spancat_daemon.release.manifest import MODEL_NAME, FileDigest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from spancat_daemon.checkpoint.contents import Plan, Planned
+    from spancat_daemon.checkpoint.tree import Source
+    from spancat_daemon.release.durability import Durability
+    from spancat_daemon.release.folder import Release
+
+FILE_MODE: Final = 0o444
+UNDER_CONSTRUCTION: Final = 0o700
+OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_PREVIOUS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_AT_ONCE: Final = 64  # new files that wait for their fsync; a common limit for all descriptors is 1,024
+
+# Why a hard link can't be made where a copy can: too many links, another file system or mount, one without
+# links, a file of another owner (protected_hardlinks), a file that is gone.
+_NO_LINK = {
+    errno.EMLINK,
+    errno.EXDEV,
+    errno.EPERM,
+    errno.EACCES,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.ENOENT,
+}
+
+
+class Abandoned(SpancatDaemonError):  # noqa: N818  # a wish of the caller, not a fault
+    """Staging was given up because its caller asked for it."""
+
+
+class Placing:
+    """A staging directory while it is filled; a context manager that holds its descriptors."""
+
+    def __init__(
+        self,
+        path: Path,
+        source: Source,
+        previous: Release | None,
+        durability: Durability,
+        abandoned: Callable[[], bool],
+    ) -> None:
+        self.files: dict[str, FileDigest] = {}
+        self.linked: list[str] = []
+        self.bytes_written = 0
+        self._path = path
+        self._source = source
+        self._durability = durability
+        self._abandoned = abandoned
+        self._unsynced: list[tuple[int, str]] = []
+        self._copier = Copier(durability, self._proceed)
+        self._known = previous.manifest.files if previous is not None else {}
+        self._root = os.open(path, OPEN_DIRECTORY)
+        self._previous = _open_previous(previous)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._copier.close()
+        for fd, _path in self._unsynced:
+            os.close(fd)
+        if self._previous is not None:
+            os.close(self._previous)
+        os.close(self._root)
+
+    def fill(self, plan: Plan) -> None:
+        """Stage every file, the largest first: their way to the disk is the longest."""
+        for directory in sorted(directories_of(planned.path for planned in plan.files)):
+            os.mkdir(directory, UNDER_CONSTRUCTION, dir_fd=self._root)
+        for planned in sorted(plan.files, key=planned_bytes, reverse=True):
+            self._proceed()
+            try:
+                self._add(planned)
+            except UnreadableSourceError as error:
+                raise Rejected(f"can't be read: {error}", where=self._where(planned.path)) from error
+            except (Rejected, Moved) as error:
+                error.where = error.where or self._where(planned.path)
+                raise
+            except OSError as error:
+                named(error, self._path / planned.path)
+                raise
+        self._link_model(plan.model_file)
+
+    def sync(self) -> None:
+        """Make the bytes of all new files stay."""
+        while self._unsynced:
+            self._proceed()
+            self._sync_oldest()
+
+    def _add(self, planned: Planned) -> None:
+        fd = self._source.open_file(planned.source) if planned.source is not None else None
+        try:
+            digest = self._link(planned, fd) or self._copy(planned, fd)
+        finally:
+            if fd is not None:
+                os.close(fd)
+        self.files[planned.path] = digest
+
+    def _link(self, planned: Planned, fd: int | None) -> FileDigest | None:
+        """Make a file a hard link of the previous release's, if that is there and the same."""
+        known = self._known.get(planned.path)
+        if self._previous is None or known is None or known.bytes != planned_bytes(planned):
+            return None
+        try:
+            other = os.open(planned.path, _OPEN_PREVIOUS, dir_fd=self._previous)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(other)
+            if status.st_size != known.bytes or status.st_mode != stat.S_IFREG | FILE_MODE:
+                return None  # somebody has been at it
+            if not self._equals(planned, fd, other):
+                return None
+            return known if self._link_to(planned.path, status) else None
+        finally:
+            os.close(other)
+
+    def _equals(self, planned: Planned, fd: int | None, other: int) -> bool:
+        if fd is None:
+            return os.pread(other, planned_bytes(planned) + 1, 0) == planned.data
+        proof = planned.proof() if planned.proof is not None else None
+        return same_content(fd, other, planned_bytes(planned), proof, self._proceed)
+
+    def _link_to(self, path: str, status: os.stat_result) -> bool:
+        try:
+            os.link(path, path, src_dir_fd=self._previous, dst_dir_fd=self._root, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _NO_LINK:
+                return False
+            raise
+        linked = os.stat(path, dir_fd=self._root, follow_symlinks=False)
+        if not os.path.samestat(linked, status):  # replaced between the comparison and the link
+            os.unlink(path, dir_fd=self._root)
+            return False
+        self.linked.append(path)
+        return True
+
+    def _copy(self, planned: Planned, fd: int | None) -> FileDigest:
+        size = planned_bytes(planned)
+        intake = Intake(planned.proof() if planned.proof is not None else None)
+        target = self._create(planned.path)
+        if fd is not None:
+            self._copier.copy(fd, target, size, intake)
+        else:
+            self._copier.write(target, planned.data or b"", intake)
+        self.bytes_written += size
+        return FileDigest(sha256=intake.finish(), bytes=size)
+
+    def _create(self, path: str) -> int:
+        """Create a file that is synced, and closed, with the rest."""
+        while len(self._unsynced) >= _OPEN_AT_ONCE:
+            self._sync_oldest()
+        fd = os.open(path, CREATE, FILE_MODE, dir_fd=self._root)
+        self._unsynced.append((fd, path))
+        os.fchmod(fd, FILE_MODE)  # whatever the umask
+        return fd
+
+    def _sync_oldest(self) -> None:
+        fd, path = self._unsynced.pop(0)
+        try:
+            self._durability.sync_file(fd)
+        except OSError as error:
+            named(error, self._path / path)
+            raise
+        finally:
+            os.close(fd)
+
+    def _link_model(self, model: str) -> None:
+        """Give the model file its second name, ``model.bin``."""
+        try:
+            self._second_name(model, MODEL_NAME)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                named(error, self._path / MODEL_NAME)
+                raise
+            self._copy_model(model)
+            if error.errno == errno.EMLINK:  # the last one was taken by the model file itself
+                os.unlink(model, dir_fd=self._root)
+                self._second_name(MODEL_NAME, model)
+                self.linked.remove(model)
+
+    def _copy_model(self, model: str) -> None:
+        digest = self.files[model]
+        intake = Intake(None)
+        fd = os.open(model, _OPEN_PREVIOUS, dir_fd=self._root)
+        try:
+            self._copier.copy(fd, self._create(MODEL_NAME), digest.bytes, intake)
+        except OSError as error:
+            named(error, self._path / MODEL_NAME)
+            raise
+        finally:
+            os.close(fd)
+        if intake.finish() != digest.sha256:
+            raise OSError(errno.EIO, "reads otherwise than it was written", str(self._path / model))
+        self.bytes_written += digest.bytes
+
+    def _second_name(self, path: str, second: str) -> None:
+        os.link(path, second, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
+
+    def _proceed(self) -> None:
+        if self._abandoned():
+            raise Abandoned("staging was given up", where=str(self._source.path))
+
+    def _where(self, path: str) -> str:
+        return f"{self._source.path}/{shown(path)}"
+
+
+def directories_of(paths: Iterable[str]) -> set[str]:
+    """Every directory that leads to one of the (relative) paths."""
+    found: set[str] = set()
+    for path in paths:
+        parent = path.rpartition("/")[0]
+        while parent and parent not in found:
+            found.add(parent)
+            parent = parent.rpartition("/")[0]
+    return found
+
+
+def planned_bytes(planned: Planned) -> int:
+    """Length of a file that is to be staged."""
+    return planned.source.stamp.size if planned.source is not None else len(planned.data or b"")
+
+
+def _open_previous(previous: Release | None) -> int | None:
+    if previous is None:
+        return None
+    try:
+        return os.open(previous.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None  # then everything is copied
+
+
+def named(error: OSError, path: Path) -> None:
+    """Let a system error say which file it is about; it only knows what the call was given."""
+    if error.filename is None or not Path(error.filename).is_absolute():
+        error.filename = str(path)
