@@ -1,0 +1,1 @@
+"""Why work starts: changes on disk and schedules. Both only say that a scan is due; the scan decides."""
