@@ -1,0 +1,276 @@
+"""Turns flags into work: at most one snapshot per target, and no more at once than there are workers.
+
+Triggers of any thread only raise a flag (:meth:`Dispatcher.flag`); the service's loop calls
+:meth:`Dispatcher.turn`, which starts what is due. A target that was flagged while its snapshot was under way
+is looked at again afterwards, so no change is missed and none is waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from spancat_daemon.deployment import QUIET_TRIGGERS, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from spancat_daemon.checkpoint.tree import Tree
+    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.observe.logs import Logger
+    from spancat_daemon.snapshot import Trigger
+
+RANK: dict[Trigger, int] = {"startup": 0, "change": 1, "schedule": 2, "signal": 3, "manual": 4}
+"""Which trigger names a snapshot that several asked for."""
+
+TORN_AFTER_S = 10.0
+"""A checkpoint that stays unsettled and untouched for this long is reported: its trainer is not at work."""
+
+MANUAL_PATIENCE_S = 10.0
+"""How long a snapshot that somebody waits for may find the checkpoint unsettled before it says so."""
+
+RETRY_FIRST_S = 5.0
+RETRY_LAST_S = 300.0
+"""A failed snapshot (full disk, unwritable folder) is tried again after a delay that doubles up to this."""
+
+
+@dataclass(slots=True)
+class Flag:
+    """What has asked for a snapshot since the last one began."""
+
+    trigger: Trigger
+    forced: bool
+    since_s: float
+    waiters: tuple[Future[Result], ...] = ()
+
+    def join(self, other: Flag) -> Flag:
+        """One flag that stands for both."""
+        first = self if RANK[self.trigger] >= RANK[other.trigger] else other
+        return Flag(
+            first.trigger,
+            self.forced or other.forced,
+            min(self.since_s, other.since_s),
+            self.waiters + other.waiters,
+        )
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One target's queue of length one."""
+
+    deployment: Deployment
+    flag: Flag | None = None
+    running: Flag | None = None
+    due_s: float | None = None
+    failures: int = 0
+    unsettled: tuple[Tree | None, float] | None = None
+    reported: bool = False
+    seen: bool = False
+    last_reason: str = ""
+    last_success_s: float | None = None
+    last_failure_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """A target's state, for ``status``; times are monotonic."""
+
+    state: str
+    last_reason: str = ""
+    failures: int = 0
+    last_success_s: float | None = None
+    last_failure_s: float | None = None
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    """Runs the snapshots of all targets; :meth:`turn` and :meth:`keep` belong to the service's thread.
+
+    Attributes:
+        workers: snapshots under way at once.
+        monotonic: seconds that never step.
+        wake: makes the service's loop call :meth:`turn` soon; called from any thread.
+        log: where a torn or vanished checkpoint is reported.
+    """
+
+    workers: int
+    monotonic: Callable[[], float]
+    wake: Callable[[], None]
+    log: Logger
+    _lanes: dict[str, _Lane] = field(default_factory=dict)
+    _mutex: threading.Lock = field(default_factory=threading.Lock)
+    _pool: ThreadPoolExecutor | None = None
+
+    def keep(self, deployments: Iterable[Deployment]) -> None:
+        """Makes `deployments` the ones that are served; others' flags are dropped, their waiters told."""
+        wanted = {deployment.target.rule: deployment for deployment in deployments}
+        with self._mutex:
+            for rule in self._lanes.keys() - wanted.keys():
+                lane = self._lanes.pop(rule)
+                if lane.flag is not None:
+                    _answer(lane.flag, Result("vanished", None, "the rule is not watched any more"))
+            for rule, deployment in wanted.items():
+                lane = self._lanes.setdefault(rule, _Lane(deployment))
+                lane.deployment = deployment
+
+    def flag(self, rule: str, trigger: Trigger, *, forced: bool = False) -> Future[Result]:
+        """Asks for a snapshot and returns at once; the future gets its result. Any thread may call it."""
+        waiter: Future[Result] = Future()
+        asked = Flag(trigger, forced, self.monotonic(), (waiter,) if trigger == "manual" else ())
+        with self._mutex:
+            lane = self._lanes.get(rule)
+            if lane is None:
+                waiter.set_result(Result("vanished", None, f"no such rule is watched: {rule}"))
+                return waiter
+            lane.flag = lane.flag.join(asked) if lane.flag else asked
+            if trigger != "change" or lane.failures == 0:
+                lane.due_s = None
+        self.wake()
+        return waiter
+
+    def turn(self) -> float | None:
+        """Starts what is due; returns in how many seconds something will be, None if nothing is foreseen."""
+        now = self.monotonic()
+        soonest: float | None = None
+        with self._mutex:
+            under_way = sum(lane.running is not None for lane in self._lanes.values())
+            for lane in self._lanes.values():
+                if lane.running is not None or lane.flag is None:
+                    continue
+                if lane.due_s is not None and lane.due_s > now:
+                    soonest = lane.due_s if soonest is None else min(soonest, lane.due_s)
+                elif under_way < self.workers:
+                    lane.running, lane.flag, lane.due_s = lane.flag, None, None
+                    under_way += 1
+                    self._submit(lane, lane.running)
+        return None if soonest is None else max(soonest - now, 0.0)
+
+    def status(self, rule: str) -> LaneStatus:
+        """What a target is doing."""
+        with self._mutex:
+            lane = self._lanes.get(rule)
+            if lane is None:
+                return LaneStatus("not watched")
+            waits = "retrying" if lane.failures else "unsettled" if lane.unsettled else "idle"
+            state = "snapshot" if lane.running else "queued" if lane.flag and not lane.due_s else waits
+            return LaneStatus(
+                state, lane.last_reason, lane.failures, lane.last_success_s, lane.last_failure_s
+            )
+
+    def stop(self, timeout_s: float) -> tuple[str, ...]:
+        """Ends the work under way; returns the rules whose snapshot had not given up after `timeout_s`."""
+        with self._mutex:
+            lanes = dict(self._lanes)
+            for lane in lanes.values():
+                lane.deployment.abandon()
+                if lane.flag is not None:
+                    _answer(lane.flag, Result("abandoned", None, "the daemon stops"))
+                    lane.flag = None
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        deadline = self.monotonic() + timeout_s
+        for lane in lanes.values():
+            ended = threading.Event()
+            while lane.running is not None and self.monotonic() < deadline:
+                ended.wait(0.01)
+        return tuple(rule for rule, lane in lanes.items() if lane.running is not None)
+
+    def resize(self, workers: int) -> None:
+        """Changes how many snapshots may be under way at once; those under way go on."""
+        if workers != self.workers:
+            self.workers = workers
+            old, self._pool = self._pool, None
+            if old is not None:
+                old.shutdown(wait=False)
+
+    def _submit(self, lane: _Lane, flag: Flag) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="snapshot")
+        self._pool.submit(self._run, lane, flag)
+
+    def _run(self, lane: _Lane, flag: Flag) -> None:
+        try:
+            result = lane.deployment.snapshot(flag.trigger, force=flag.forced, since_s=flag.since_s)
+        except Exception as error:  # a defect here must not end the worker, nor the daemon
+            self.log.exception("snapshot.failed", rule=lane.deployment.target.rule, reason=repr(error))
+            result = Result("failed", None, repr(error))
+        with self._mutex:
+            lane.running = None
+            self._settle_up(lane, flag, result)
+        self.wake()
+
+    def _settle_up(self, lane: _Lane, flag: Flag, result: Result) -> None:
+        now = self.monotonic()
+        rule = lane.deployment.target.rule
+        lane.failures = lane.failures + 1 if result.status == "failed" else 0
+        if result.status != "unsettled":
+            lane.unsettled, lane.reported = None, False
+        if result.status in {"published", "unchanged"}:
+            lane.last_reason, lane.last_success_s = "", now
+        elif result.status != "unsettled":
+            lane.last_reason, lane.last_failure_s = result.reason, now
+        if result.status == "vanished":
+            if lane.seen or flag.trigger not in QUIET_TRIGGERS:
+                self.log.info(
+                    "checkpoint.vanished",
+                    rule=rule,
+                    source=lane.deployment.target.source,
+                    trigger=flag.trigger,
+                    hint="there is nothing to snapshot until a trainer writes it; what is live stays",
+                )
+            lane.seen = False
+            _answer(flag, result)
+            return
+        lane.seen = True
+        if result.status == "unsettled":
+            self._wait_for_trainer(lane, flag, result, now)
+        elif result.status == "failed":
+            delay_s = min(RETRY_FIRST_S * 2 ** (lane.failures - 1), RETRY_LAST_S)
+            _answer(flag, result)
+            self._again(lane, replace(flag, waiters=()), now + delay_s)
+        else:
+            _answer(flag, result)
+
+    def _wait_for_trainer(self, lane: _Lane, flag: Flag, result: Result, now: float) -> None:
+        """Keeps the flag up until the checkpoint settles; a change that comes meanwhile has its own."""
+        same = lane.unsettled is not None and lane.unsettled[0] == result.tree
+        if not same or lane.unsettled is None:
+            lane.unsettled, lane.reported = (result.tree, now), False
+        since_s = lane.unsettled[1]
+        if result.kind != "busy" and not lane.reported and now - since_s >= TORN_AFTER_S:
+            lane.reported = True
+            lane.last_reason = result.reason
+            self.log.warning(
+                "checkpoint.torn",
+                rule=lane.deployment.target.rule,
+                source=lane.deployment.target.source,
+                kind=result.kind,
+                reason=result.reason,
+                hint="its trainer stopped in the middle of a save; the next whole save is deployed",
+            )
+        if flag.waiters and now - flag.since_s >= MANUAL_PATIENCE_S:
+            _answer(flag, result)
+            flag = replace(flag, waiters=())
+        if result.kind == "busy":
+            self._again(lane, flag, now + (result.retry_after_s or 0.01))
+        elif flag.waiters:
+            self._again(lane, flag, now + 0.1)
+        elif not lane.reported:
+            self._again(lane, flag, since_s + TORN_AFTER_S)
+        elif flag.forced or flag.trigger != "change":
+            self._again(lane, replace(flag, since_s=now), now + RETRY_LAST_S)
+
+    @staticmethod
+    def _again(lane: _Lane, flag: Flag, due_s: float) -> None:
+        if lane.flag is None:
+            lane.flag, lane.due_s = flag, due_s
+        else:
+            lane.flag = lane.flag.join(flag)
+
+
+def _answer(flag: Flag, result: Result) -> None:
+    for waiter in flag.waiters:
+        if not waiter.done():
+            waiter.set_result(result)

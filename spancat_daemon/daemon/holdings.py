@@ -1,0 +1,86 @@
+"""The deployment folders that the daemon holds, following the configuration and the globs' matches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spancat_daemon.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from spancat_daemon.config.expand import Target
+    from spancat_daemon.observe.logs import Logger
+
+
+class Holdings:
+    """One :class:`Deployment` per deployment folder: a rule's new settings keep its folder held."""
+
+    def __init__(self, *, log: Logger, has_logged: Callable[[str, str], bool]) -> None:
+        """Starts with none; `has_logged` tells whether the log file has a history line."""
+        self._log = log
+        self._has_logged = has_logged
+        self._by_folder: dict[Path, Deployment] = {}
+
+    def all(self) -> list[Deployment]:
+        """Every deployment that is held or waits to be."""
+        return list(self._by_folder.values())
+
+    def by_rule(self, rule: str) -> Deployment | None:
+        """The deployment of a rule, or of one match of a globbed rule."""
+        return next((held for held in self.all() if held.target.rule == rule), None)
+
+    def open(self, target: Target, *, min_free_bytes: int) -> Deployment:
+        """A deployment for a target, not held yet and not one of these."""
+        return Deployment(
+            target,
+            min_free_bytes=min_free_bytes,
+            log=self._log,
+            has_logged=self._has_logged,
+            holder="spancat-daemon run",
+        )
+
+    def follow(
+        self, targets: Sequence[Target], *, min_free_bytes: int, hold: bool
+    ) -> tuple[list[Deployment], list[Deployment]]:
+        """Makes these targets the ones deployed: the new come before the old go.
+
+        Args:
+            targets: what is to be deployed from now on.
+            min_free_bytes: what must stay free on each folder's file system.
+            hold: take each new folder now, and change nothing if one can't be taken.
+
+        Returns:
+            The deployments that are new or whose settings changed, and those that are no longer wanted,
+            which the caller closes once nothing uses them.
+
+        Raises:
+            SpancatDaemonError, OSError: with `hold`, a folder could not be taken.
+        """
+        fresh = {
+            target.deploy: self.open(target, min_free_bytes=min_free_bytes)
+            for target in targets
+            if target.deploy not in self._by_folder
+        }
+        if hold:
+            taken: list[Deployment] = []
+            try:
+                for deployment in fresh.values():
+                    taken.append(deployment)
+                    deployment.hold()
+            except BaseException:
+                for deployment in taken:
+                    deployment.close()
+                raise
+        changed = list(fresh.values())
+        by_folder: dict[Path, Deployment] = {}
+        for target in targets:
+            deployment = self._by_folder.get(target.deploy) or fresh[target.deploy]
+            if deployment.target != target or deployment.min_free_bytes != min_free_bytes:
+                deployment.retarget(target, min_free_bytes=min_free_bytes)
+                changed.append(deployment)
+            by_folder[target.deploy] = deployment
+        dropped = [held for folder, held in self._by_folder.items() if folder not in by_folder]
+        self._by_folder = by_folder
+        return changed, dropped

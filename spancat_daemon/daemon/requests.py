@@ -1,0 +1,137 @@
+"""What the control socket can be asked for."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from spancat_daemon import __version__
+from spancat_daemon.config.expand import find_target
+from spancat_daemon.errors import SpancatDaemonError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from spancat_daemon.daemon.service import Service
+    from spancat_daemon.deployment import Deployment
+
+
+class Requests:
+    """Answers requests in the control server's threads."""
+
+    def __init__(self, service: Service) -> None:
+        """Answers for `service`."""
+        self._service = service
+        self._routes: dict[tuple[str, str], Callable[[Mapping[str, Any]], Any]] = {
+            ("GET", "/v1/status"): self._status,
+            ("POST", "/v1/snapshot"): self._snapshot,
+            ("POST", "/v1/rollback"): lambda body: self._on_folder(
+                body, lambda held: held.rollback(_text(body, "release", optional=True))
+            ),
+            ("POST", "/v1/pin"): lambda body: self._on_folder(
+                body, lambda held: held.pin(_text(body, "release"))
+            ),
+            ("POST", "/v1/unpin"): lambda body: self._on_folder(
+                body, lambda held: held.unpin(_text(body, "release"))
+            ),
+            ("POST", "/v1/prune"): lambda body: self._on_folder(
+                body, lambda held: held.prune(dry_run=_flag(body, "dry_run"))
+            ),
+            ("POST", "/v1/reload"): lambda _body: self._service.reload(),
+        }
+
+    def answer(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+        """The result of one request, fit for JSON.
+
+        Raises:
+            UsageError: there is no such route, rule or release, or the body lacks something.
+            SpancatDaemonError: it could not be done.
+        """
+        route = self._routes.get((method, path))
+        if route is None:
+            raise UsageError(f"no such request: {method} {path}")
+        return route(body)
+
+    def _snapshot(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        rule = _text(body, "rule")
+        target = find_target(self._service.configuration, rule)
+        waiter = self._service.dispatcher.flag(target.rule, "manual", forced=_flag(body, "force"))
+        result = waiter.result()
+        return {"status": result.status, "release": result.release, "reason": result.reason}
+
+    def _on_folder(self, body: Mapping[str, Any], act: Callable[[Deployment], Any]) -> Any:
+        service = self._service
+        target = find_target(service.configuration, _text(body, "rule"))
+        held = service.holdings.by_rule(target.rule)
+        try:
+            if held is not None:
+                held.hold()
+                return act(held)
+            # A match of a glob whose source is gone: its folder is nobody's until somebody asks
+            with service.holdings.open(
+                target, min_free_bytes=service.configuration.daemon.min_free
+            ) as opened:
+                return act(opened)
+        except OSError as error:
+            raise SpancatDaemonError(
+                error.strerror or str(error), where=os.fsdecode(error.filename or target.deploy)
+            ) from error
+
+    def _status(self, _body: Mapping[str, Any]) -> dict[str, Any]:
+        service = self._service
+        return {
+            "daemon": {
+                "pid": os.getpid(),
+                "version": __version__,
+                "configuration": str(service.configuration.path),
+                "started_at": _instant(service.started_at),
+                "uptime_s": round((datetime.now(UTC) - service.started_at).total_seconds(), 1),
+                "unwell": service.stale(),
+                "log_lines_dropped": service.dropped_log_lines(),
+            },
+            "rules": [self._rule_status(held) for held in service.holdings.all()],
+        }
+
+    def _rule_status(self, held: Deployment) -> dict[str, Any]:
+        target = held.target
+        lane = self._service.dispatcher.status(target.rule)
+        next_run = self._service.schedule.next_run(target.rule)
+        return {
+            "rule": target.rule,
+            "source": str(target.source),
+            "deploy": str(target.deploy),
+            "live": held.live_id(),
+            "state": lane.state,
+            "last_success": _ago(lane.last_success_s),
+            "last_failure": _ago(lane.last_failure_s),
+            "last_reason": lane.last_reason,
+            "failures": lane.failures,
+            "next_run": _instant(next_run) if next_run else None,
+        }
+
+
+def _text(body: Mapping[str, Any], name: str, *, optional: bool = False) -> Any:
+    value = body.get(name)
+    if isinstance(value, str) or (optional and value is None):
+        return value
+    raise UsageError(f"the request needs {name!r}, a string")
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name, False)
+    if isinstance(value, bool):
+        return value
+    raise UsageError(f"{name!r} must be true or false")
+
+
+def _instant(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _ago(monotonic_s: float | None) -> str | None:
+    """The wall-clock time of a monotonic one, by the wall clock as it is now."""
+    if monotonic_s is None:
+        return None
+    return _instant(datetime.fromtimestamp(time.time() - (time.monotonic() - monotonic_s), tz=UTC))

@@ -1,0 +1,371 @@
+"""The service: start, loop, stop.
+
+Everything that other threads and signals have to say is a flag and a wake-up; the loop of :class:`Service`
+alone decides. That keeps reload, stop and new run directories free of races by construction.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from spancat_daemon import __version__
+from spancat_daemon.config.expand import targets
+from spancat_daemon.config.load import load
+from spancat_daemon.daemon.control import ControlServer
+from spancat_daemon.daemon.dispatch import Dispatcher
+from spancat_daemon.daemon.holdings import Holdings
+from spancat_daemon.daemon.requests import Requests
+from spancat_daemon.daemon.watching import jobs, watched
+from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
+from spancat_daemon.observe import logs, systemd
+from spancat_daemon.triggers.filesystem import FilesystemTrigger
+from spancat_daemon.triggers.schedule import ScheduleTrigger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import FrameType
+
+    from spancat_daemon.config.model import Configuration
+    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.triggers.filesystem import WatchEvent
+    from spancat_daemon.triggers.schedule import ScheduleEvent
+
+CHECK_EVERY_S = 2.0
+"""How often watches and clocks are checked for the faults that no event tells of."""
+
+CANARY_EVERY_S = 10.0
+STALE_AFTER_S = 25.0
+"""A canary or scheduler tick older than this means that triggers are dead: the service watchdog starves."""
+
+STOP_WITHIN_S = 8.0
+"""What a snapshot under way gets to end or give up after SIGTERM; the whole stop must take less than 10 s."""
+
+
+def serve(configuration_path: Path | None) -> int:
+    """Runs the service until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigurationError: the configuration can't be used.
+        UsageError: the state directory, the control socket or the log file can't be had.
+    """
+    configuration = load(configuration_path)
+    output = logs.configure(configuration.log)
+    try:
+        return Service(configuration, output).run()
+    finally:
+        output.close()
+
+
+class Service:
+    """The daemon of one configuration file."""
+
+    def __init__(self, configuration: Configuration, output: logs.LogOutput) -> None:
+        """Takes the configuration as loaded, and the log as configured from it."""
+        self.configuration = configuration
+        self.started_at = datetime.now(UTC)
+        self.log = logs.get_logger()
+        self._output = output
+        self._inbox: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._awake = False
+        self._stop_signal = ""
+        self._reopen = False
+        self._dirty: set[str] = set()
+        self._patterns: set[str] = set()
+        self._due: dict[str, bool] = {}
+        self._reloads: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
+        self._mutex = threading.Lock()
+        self._next_check_s = self._next_canary_s = self._next_reconcile_s = self._next_feed_s = 0.0
+        interval_s = systemd.watchdog_interval_s()
+        self._feed_every_s = interval_s / 3 if interval_s else None
+        self.holdings = Holdings(log=self.log, has_logged=self._has_logged)
+        self.dispatcher = Dispatcher(
+            workers=configuration.daemon.workers, monotonic=time.monotonic, wake=self.wake, log=self.log
+        )
+        self.filesystem = FilesystemTrigger(
+            on_dirty=self._mark_dirty,
+            on_event=self._tell_watch,
+            canary_path=configuration.daemon.state_dir / "canary",
+        )
+        self.schedule = ScheduleTrigger(on_due=self._mark_due, on_event=self._tell_schedule)
+        self._requests = Requests(self)
+        self._control: ControlServer | None = None
+
+    def run(self) -> int:
+        """Startup, loop, shutdown; returns the exit code."""
+        with ExitStack() as ending:
+            self._catch_signals(ending)
+            self._start(ending)
+            while not self._stop_signal:
+                self._turn()
+            systemd.notify_stopping(f"stopping after {self._stop_signal}")
+        return ExitCode.DONE
+
+    # -- what other threads may call ------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Makes the loop turn at once; safe from any thread and from signal handlers."""
+        if not self._awake:
+            self._awake = True
+            self._inbox.put(None)
+
+    def reload(self) -> dict[str, Any]:
+        """Has the loop take over the configuration file as it is now; waits for it.
+
+        Raises:
+            ConfigurationError: it can't be used; the old one goes on.
+            SpancatDaemonError: something it names can't be had; the old one goes on.
+        """
+        answer: Future[dict[str, Any]] = Future()
+        self._reloads.put(answer)
+        self.wake()
+        return answer.result()
+
+    def _mark_dirty(self, key: str) -> None:
+        with self._mutex:
+            self._dirty.add(key)
+        self.wake()
+
+    def _mark_due(self, key: str, force: bool) -> None:
+        with self._mutex:
+            self._due[key] = self._due.get(key, False) or force
+        self.wake()
+
+    def _tell_watch(self, event: WatchEvent) -> None:
+        level = self.log.info if event.event in {"watch.started", "watch.restored"} else self.log.warning
+        level(event.event, **({"rule": event.key} if event.key else {}), **event.fields)
+
+    def _tell_schedule(self, event: ScheduleEvent) -> None:
+        self.log.warning(event.event, **({"rule": event.key} if event.key else {}), **event.fields)
+
+    def _has_logged(self, rule: str, history_sha256: str) -> bool:
+        return self._output.has_history(rule, history_sha256)
+
+    # -- startup --------------------------------------------------------------------------------------------
+
+    def _catch_signals(self, ending: ExitStack) -> None:
+        def stop(number: int, _frame: FrameType | None) -> None:
+            self._stop_signal = signal.Signals(number).name
+            self.wake()
+
+        def reopen(_number: int, _frame: FrameType | None) -> None:
+            self._reopen = True
+            self.wake()
+
+        for number, handler in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reopen)):
+            ending.callback(signal.signal, number, signal.signal(number, handler))
+
+    def _start(self, ending: ExitStack) -> None:
+        configuration = self.configuration
+        self.log.info(
+            "daemon.started", version=__version__, pid=os.getpid(), configuration=configuration.path
+        )
+        ending.callback(self._ended)
+        _make_directory(configuration.daemon.state_dir)
+        ending.callback(self._release_folders)
+        self.filesystem.start()
+        ending.callback(self.filesystem.stop)
+        self.schedule.start()
+        ending.callback(self.schedule.stop)
+        self._control = self._listen(configuration)
+        ending.callback(self._stop_listening)
+        self._follow(hold=False)
+        self._flag_all("startup")
+        self.dispatcher.turn()
+        self.log.info("daemon.ready", rules=len(self.holdings.all()), pid=os.getpid())
+        systemd.notify_ready(self._summary())
+
+    def _listen(self, configuration: Configuration) -> ControlServer:
+        path = configuration.daemon.control_socket
+        _make_directory(path.parent)
+        control = ControlServer(path, self._requests.answer)
+        control.start()
+        return control
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if self._reopen:
+            self._reopen = False
+            self._output.reopen()
+        self._answer_reloads()
+        self._raise_flags()
+        if now >= self._next_check_s:
+            self._next_check_s = now + CHECK_EVERY_S
+            self.filesystem.check()
+            self.schedule.check_clock()
+        if now >= self._next_reconcile_s:
+            if self._next_reconcile_s:
+                self._follow(hold=False)
+                self._flag_all("change")
+            self._next_reconcile_s = now + self.configuration.daemon.reconcile_every
+        if now >= self._next_canary_s:
+            self._next_canary_s = now + CANARY_EVERY_S
+            self.filesystem.touch_canary()
+        self._feed_watchdog(now)
+        due_in_s = self.dispatcher.turn()
+        ticks = [self._next_check_s, self._next_reconcile_s, self._next_canary_s]
+        if self._feed_every_s:
+            ticks.append(self._next_feed_s)
+        wait_s = min(tick - time.monotonic() for tick in ticks)
+        self._wait(wait_s if due_in_s is None else min(wait_s, due_in_s))
+
+    def _wait(self, timeout_s: float) -> None:
+        try:
+            self._inbox.get(timeout=max(timeout_s, 0.0))
+        except queue.Empty:
+            return
+        finally:
+            self._awake = False
+
+    def _raise_flags(self) -> None:
+        with self._mutex:
+            dirty, self._dirty = self._dirty, set()
+            due, self._due = self._due, {}
+        if any(key in self._patterns for key in dirty):
+            for deployment in self._follow(hold=False):
+                self.dispatcher.flag(deployment.target.rule, "change")
+        for key in dirty - self._patterns:
+            self.dispatcher.flag(key, "change")
+        for key, force in due.items():
+            self.dispatcher.flag(key, "schedule", forced=force)
+
+    def _flag_all(self, trigger: Any) -> None:
+        for deployment in self.holdings.all():
+            if trigger == "startup" or deployment.target.watch.on_change:
+                self.dispatcher.flag(deployment.target.rule, trigger)
+
+    def _feed_watchdog(self, now: float) -> None:
+        if self._feed_every_s is None or now < self._next_feed_s:
+            return
+        self._next_feed_s = now + self._feed_every_s
+        stale = self.stale()
+        if stale:
+            systemd.notify_status(f"not well: {stale}")
+        else:
+            systemd.notify_watchdog()
+            systemd.notify_status(self._summary())
+
+    def stale(self) -> str:
+        """Which trigger shows no sign of life; empty if all do."""
+        if self.filesystem.canary_age_s() > STALE_AFTER_S:
+            return "no file event has come through for too long"
+        if self.schedule.tick_age_s() > STALE_AFTER_S:
+            return "the scheduler has stopped ticking"
+        return ""
+
+    def dropped_log_lines(self) -> int:
+        """Lines of the log that were lost and not told of yet."""
+        return self._output.dropped
+
+    def _summary(self) -> str:
+        held = self.holdings.all()
+        return f"watching {len(held)} checkpoint{'' if len(held) == 1 else 's'}"
+
+    # -- configuration --------------------------------------------------------------------------------------
+
+    def _follow(self, *, hold: bool, configuration: Configuration | None = None) -> Sequence[Deployment]:
+        """Makes what is watched, scheduled and deployed agree with a configuration; the new before the old.
+
+        Returns:
+            The deployments that are new or changed.
+        """
+        chosen = configuration or self.configuration
+        wanted = targets(chosen)
+        changed, dropped = self.holdings.follow(wanted, min_free_bytes=chosen.daemon.min_free, hold=hold)
+        self.configuration = chosen
+        self._patterns = {watch.key for watch in watched(chosen, wanted) if watch.pattern is not None}
+        self.filesystem.set_watched(watched(chosen, wanted))
+        self.schedule.set_jobs(jobs(wanted))
+        self.dispatcher.keep(self.holdings.all())
+        for deployment in dropped:
+            deployment.abandon()
+            deployment.close()
+            self.log.info("watch.ended", rule=deployment.target.rule, source=deployment.target.source)
+        return changed
+
+    def _answer_reloads(self) -> None:
+        while not self._reloads.empty():
+            answer = self._reloads.get()
+            try:
+                answer.set_result(self._reload())
+            except (SpancatDaemonError, OSError) as error:
+                self.log.error("daemon.reload_refused", reason=str(error))  # noqa: TRY400  # the user's mistake
+                systemd.notify_ready(f"{self._summary()}; the last reload was refused")
+                answer.set_exception(error)
+
+    def _reload(self) -> dict[str, Any]:
+        systemd.notify_reloading()
+        fresh = load(self.configuration.path)
+        old = self.configuration
+        if fresh.daemon.state_dir != old.daemon.state_dir:
+            raise UsageError(
+                f"state_dir changed from {old.daemon.state_dir} to {fresh.daemon.state_dir}",
+                where=str(fresh.path),
+                hint="that takes a restart",
+            )
+        with ExitStack() as undo:
+            control = None
+            if fresh.daemon.control_socket != old.daemon.control_socket:
+                control = self._listen(fresh)
+                undo.callback(control.close)
+            if fresh.log != old.log:
+                self._output = logs.configure(fresh.log)
+                undo.callback(self._relog, old)
+            changed = self._follow(hold=True, configuration=fresh)
+            undo.pop_all()
+        if control is not None:
+            self._stop_listening()
+            self._control = control
+        self.dispatcher.resize(fresh.daemon.workers)
+        self._next_reconcile_s = min(self._next_reconcile_s, time.monotonic() + fresh.daemon.reconcile_every)
+        for deployment in changed:
+            self.dispatcher.flag(deployment.target.rule, "startup")
+        rules = [deployment.target.rule for deployment in self.holdings.all()]
+        self.log.info("daemon.reloaded", configuration=fresh.path, rules=len(rules))
+        systemd.notify_ready(self._summary())
+        return {"rules": rules}
+
+    def _relog(self, configuration: Configuration) -> None:
+        self._output = logs.configure(configuration.log)
+
+    # -- shutdown -------------------------------------------------------------------------------------------
+
+    def _stop_listening(self) -> None:
+        if self._control is not None:
+            self._control.close()
+
+    def _release_folders(self) -> None:
+        stuck = self.dispatcher.stop(STOP_WITHIN_S)
+        if stuck:
+            # The next start's recovery removes what they leave; waiting longer would get us killed anyway
+            self.log.warning("daemon.stopped", signal=self._stop_signal, abandoned=list(stuck))
+            self._output.close()
+            sys.stdout.flush()
+            os._exit(ExitCode.DONE)
+        for deployment in self.holdings.all():
+            deployment.close()
+
+    def _ended(self) -> None:
+        self.log.info("daemon.stopped", signal=self._stop_signal)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o750)
+    except OSError as error:
+        raise UsageError(
+            f"can't make this directory: {error.strerror}",
+            where=str(path),
+            hint="create it, or name another one in [daemon]",
+        ) from error
