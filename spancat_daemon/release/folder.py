@@ -1,0 +1,313 @@
+"""A deployment folder: where its parts are, what is live, which releases it holds, and who may change it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import fcntl
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from spancat_daemon.errors import UsageError
+from spancat_daemon.release.durability import DURABLE
+from spancat_daemon.release.history import History, rfc3339
+from spancat_daemon.release.manifest import parse_release_id
+from spancat_daemon.release.survey import (
+    CURRENT,
+    RELEASES,
+    Current,
+    FolderBusy,
+    NotOurs,
+    Release,
+    Survey,
+    current_of,
+    live_of,
+    names_in,
+    survey_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from spancat_daemon.release.durability import Durability
+
+__all__ = [
+    "Current",
+    "DeploymentFolder",
+    "FolderBusy",
+    "NoSuchRelease",
+    "NotOurs",
+    "Release",
+    "Survey",
+    "unique_bytes",
+]
+
+
+class NoSuchRelease(UsageError):  # noqa: N818  # names a state, as NoDaemon
+    """No release, or more than one, has this name."""
+
+
+class DeploymentFolder:
+    """Paths and state of one deployment folder; holds nothing open.
+
+    Reading needs no lock and never sees a state between two releases. Whoever changes anything holds `lock`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.current = path / CURRENT
+        self.releases_path = path / RELEASES
+        self.state_path = path / ".spancat-daemon"
+        self.staging_path = self.state_path / "staging"
+        self.trash_path = self.state_path / "trash"
+        self.rejected_path = self.state_path / "rejected"
+        self.pins_path = self.state_path / "pins"
+        self.history_path = self.state_path / "history.jsonl"
+        self.lock_path = self.state_path / "lock"
+        self.announced_path = self.state_path / "announced"
+
+    def prepare(self, durability: Durability = DURABLE) -> None:
+        """Create what is missing, durably; does nothing to a folder that is complete.
+
+        Raises:
+            NotOurs: ``current`` or the folder itself is something else; nothing was created.
+            OSError: a directory can't be created or made to stay.
+        """
+        self.current_state()
+        missing: list[Path] = []
+        above = self.path
+        while not above.exists():
+            missing.insert(0, above)
+            above = above.parent
+        if not above.is_dir():
+            raise NotOurs("is not a directory", where=str(above), hint="choose another `deploy` folder")
+        missing += [
+            path
+            for path in (
+                self.releases_path,
+                self.state_path,
+                self.staging_path,
+                self.trash_path,
+                self.rejected_path,
+                self.pins_path,
+            )
+            if not path.is_dir()
+        ]
+        for path in missing:
+            path.mkdir(mode=0o755)
+            durability.sync_directory_at(path.parent)
+
+    @contextlib.contextmanager
+    def lock(
+        self, holder: str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> Iterator[None]:
+        """Hold the folder; the kernel lets go of it when the process ends, however it ends.
+
+        Args:
+            holder: what holds it, for people: a command.
+            clock: when it is taken, for people.
+
+        Raises:
+            FolderBusy: somebody else holds it; says who.
+            OSError: the folder is not prepared.
+        """
+        fd = self._locked()
+        try:
+            content = {
+                "pid": os.getpid(),
+                "command": holder,
+                "since": rfc3339(clock()),
+                "host": os.uname().nodename,
+            }
+            os.ftruncate(fd, 0)
+            with contextlib.suppress(OSError):  # a full disk: the lock itself is held
+                os.pwrite(fd, orjson.dumps(content) + b"\n", 0)
+            yield
+        finally:
+            os.close(fd)
+
+    def _locked(self) -> int:
+        while True:
+            fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: holding it excludes nobody
+                    if os.path.samestat(os.fstat(fd), self.lock_path.lstat()):
+                        return fd
+            except OSError as error:
+                holder = _read_holder(fd)
+                os.close(fd)
+                if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                    raise
+                raise FolderBusy(
+                    f"is held by {holder}",
+                    where=str(self.path),
+                    hint="go through the running daemon, or stop it first",
+                ) from None
+            os.close(fd)
+
+    def current_state(self) -> Current:
+        """Say what ``current`` is; see `current_of`."""
+        return current_of(self.path)
+
+    def survey(self) -> Survey:
+        """Look at everything; see `survey_of`."""
+        return survey_of(self.path)
+
+    def live(self) -> Release | None:
+        """Return the live release; see `live_of`."""
+        return live_of(self.path)
+
+    def releases(self) -> list[Release]:
+        """Return every release with a readable manifest, newest (highest sequence) first; see `survey`."""
+        return list(self.survey().releases)
+
+    def broken(self) -> list[tuple[Path, str]]:
+        """Return directories of releases that `releases` leaves out, each with the reason."""
+        return list(self.survey().broken)
+
+    def find(self, name: str, *, history: History | None = None) -> Release:
+        """Find a release by id, unique prefix, sequence number, or ``@n``: n before the live one.
+
+        Raises:
+            NoSuchRelease: none or several; names the nearest.
+        """
+        survey = self.survey()
+        releases = survey.releases
+        if re.fullmatch(r"@[0-9]+", name):
+            steps = int(name[1:])
+            back = self._back(survey, history)
+            if steps < len(back):
+                return back[steps]
+            raise NoSuchRelease(
+                f"there is no {name}: only {max(len(back) - 1, 0)} releases lie before the live one",
+                where=str(self.path),
+            )
+        if re.fullmatch(r"[0-9]+", name):
+            matches = [release for release in releases if release.sequence == int(name)]
+        else:
+            matches = [release for release in releases if release.id == name]
+            matches = matches or [release for release in releases if release.id.startswith(name)]
+        if len(matches) == 1 and name:
+            return matches[0]
+        if matches:
+            several = ", ".join(release.id for release in matches[:5])
+            raise NoSuchRelease(f"{name!r} fits several releases: {several}", where=str(self.path))
+        ids = [release.id for release in releases]
+        near = difflib.get_close_matches(name, ids, n=3, cutoff=0.3) or ids[:3]
+        raise NoSuchRelease(
+            f"there is no release {name!r}",
+            where=str(self.path),
+            hint=f"nearest: {', '.join(near)}" if near else "nothing was published here yet",
+        )
+
+    def previous(self, *, history: History | None = None) -> Release | None:
+        """Return what was live before the live one, for going back: ``@1``.
+
+        By the history, where a rollback takes out what it left; then by sequence, below those.
+        """
+        back = self._back(self.survey(), history)
+        return back[1] if len(back) > 1 else None
+
+    def _back(self, survey: Survey, history: History | None) -> list[Release]:
+        """Return the live release and those one would go back through from it, in that order."""
+        by_id = {release.id: release for release in survey.releases}
+        live = next((release for release in survey.releases if release.live), None)
+        if live is None:
+            return []
+        order = list((history or History.reading(self.history_path)).live_order())
+        if live.id in order:
+            del order[order.index(live.id) :]
+        back = [live, *(by_id[name] for name in reversed(order) if name in by_id)]
+        lowest = min(release.sequence for release in back)
+        return back + [release for release in survey.releases if release.sequence < lowest]
+
+    def next_sequence(self, *, history: History | None = None) -> int:
+        """Return a number higher than that of anything that is or ever was in this folder."""
+        highest = (history or History.reading(self.history_path)).highest
+        directories = (self.releases_path, self.staging_path, self.trash_path, self.rejected_path)
+        for directory in directories:
+            for name in names_in(directory):
+                highest = max(
+                    highest, *(parse_release_id(part) or 0 for part in (name, name.partition(".")[0]))
+                )
+        return max([highest, *(release.sequence for release in self.survey().releases)]) + 1
+
+    def pins(self) -> frozenset[str]:
+        """Ids of the releases that retention leaves alone because someone said so."""
+        return frozenset(names_in(self.pins_path))
+
+    def pin(self, release_id: str, durability: Durability = DURABLE) -> None:
+        """Pin a release, durably; harmless if it is pinned.
+
+        Raises:
+            OSError: it can't be made to stay.
+        """
+        _must_be_id(release_id)
+        os.close(os.open(self.pins_path / release_id, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        durability.sync_directory_at(self.pins_path)
+
+    def unpin(self, release_id: str, durability: Durability = DURABLE) -> None:
+        """Take a pin away, durably; harmless if there is none.
+
+        Raises:
+            OSError: it can't be made to stay.
+        """
+        _must_be_id(release_id)
+        (self.pins_path / release_id).unlink(missing_ok=True)
+        durability.sync_directory_at(self.pins_path)
+
+    def announced(self) -> int:
+        """`seq` of the last commit that was written to the structured log, 0 if that is not known.
+
+        Whoever logs commits does so for those after it, and then calls `mark_announced`. It is not made
+        durable: after a power cut a commit may be logged once more, never not at all.
+        """
+        try:
+            return int(self.announced_path.read_bytes())
+        except (OSError, ValueError):
+            return 0
+
+    def mark_announced(self, seq: int) -> None:
+        """Remember that the commit with this `seq` is in the log.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        fd = os.open(self.announced_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            os.pwrite(fd, b"%020d\n" % seq, 0)  # one write over the same bytes: there is no moment without
+        finally:
+            os.close(fd)
+
+
+def unique_bytes(path: Path) -> int:
+    """Bytes that deleting a release would free: of files with no name outside of it."""
+    names: dict[tuple[int, int], int] = {}
+    sizes: dict[tuple[int, int], os.stat_result] = {}
+    for directory, _, files in os.walk(path):
+        for file in files:
+            status = Path(directory, file).lstat()
+            key = (status.st_dev, status.st_ino)
+            names[key] = names.get(key, 0) + 1
+            sizes[key] = status
+    return sum(status.st_size for key, status in sizes.items() if status.st_nlink <= names[key])
+
+
+def _must_be_id(release_id: str) -> None:
+    if parse_release_id(release_id) is None:
+        raise NoSuchRelease(f"{release_id!r} is no release's name")
+
+
+def _read_holder(fd: int) -> str:
+    try:
+        holder = orjson.loads(os.pread(fd, 4096, 0))
+        return f"{holder['command']} (pid {holder['pid']} on {holder['host']}, since {holder['since']})"
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,282 @@
+"""Bringing a folder and its history into agreement, however the last one who worked on it ended.
+
+Every step can be interrupted and done again: what a step finds is decided by what is on disk and in the
+history alone, and each step leaves a state that the same rules accept. In order:
+
+1. Links under temporary names, and links that an exchange left in ``releases/``, are removed; a release
+   that an interrupted exchange left under another's name gets its own.
+2. An intent without outcome: if ``current`` leads to its release, the swap is made durable and committed
+   with the intent's data and ``recovered: true``; otherwise the release is discarded, unless it existed
+   before, and the intent aborted.
+3. A release that no record names, newer than all that are named: its publisher died before the intent, and
+   it is discarded. Any other unknown release means that the history was lost or cut off: it is adopted.
+4. ``current`` absent or dangling: it leads again to what was live last, or else to the newest whole release
+   that was. ``current`` changed by hand: that is accepted. Both are recorded (``recovered``).
+5. Releases that were removed without a record get it (``pruned``); staging and trash are emptied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from spancat_daemon.release import trash
+from spancat_daemon.release.current import TEMPORARY_LINK, Kind, lead_to, renew
+from spancat_daemon.release.durability import DURABLE, rename_noreplace
+from spancat_daemon.release.survey import names_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spancat_daemon.release.durability import Durability
+    from spancat_daemon.release.folder import DeploymentFolder, Release, Survey
+    from spancat_daemon.release.history import History, Record
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a recovery did.
+
+    Attributes:
+        actions: what it did, each a sentence for people; empty if all was well.
+        record: the last ``commit``, ``abort`` or ``recovered`` it appended.
+        records: all it appended, ``pruned`` too.
+        foreign: what lies in ``releases/`` and is not ours; it was left alone.
+        broken: releases whose manifest can't be read, with the reason; they were left alone.
+    """
+
+    actions: tuple[str, ...]
+    record: Record | None
+    records: tuple[Record, ...]
+    foreign: tuple[Path, ...]
+    broken: tuple[tuple[Path, str], ...]
+
+
+def recover(
+    folder: DeploymentFolder,
+    *,
+    history: History,
+    durability: Durability = DURABLE,
+    kind: Kind = "symlink",
+) -> Recovered:
+    """Do everything above. The folder is prepared and locked.
+
+    Args:
+        folder: which.
+        history: its history, open for writing.
+        durability: how renames are made to stay.
+        kind: how ``current`` is made where it is missing.
+
+    Raises:
+        NotOurs: ``current`` is something else; nothing was changed.
+        HistoryBroken: see `History.open`.
+        OSError: something could not be done; doing it again goes on from there.
+    """
+    history.resynchronise()
+    recovery = _Recovery(folder, history, durability, kind)
+    recovery.tidy_names()
+    recovery.conclude_intent()
+    recovery.settle_unknown()
+    recovery.settle_current()
+    recovery.record_missing()
+    recovery.empty()
+    survey = folder.survey()
+    outcomes = [record for record in recovery.records if record.kind != "pruned"]
+    return Recovered(
+        tuple(recovery.actions),
+        outcomes[-1] if outcomes else None,
+        tuple(recovery.records),
+        survey.foreign,
+        survey.broken,
+    )
+
+
+def faults(release: Release) -> list[str]:
+    """Compare a release with its manifest, by reading every file; empty if it is whole.
+
+    Raises:
+        OSError: a file can't be read.
+    """
+    found: list[str] = []
+    for path, digest in release.manifest.files.items():
+        try:
+            fd = os.open(release.path / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            found.append(f"{path} is missing")
+            continue
+        try:
+            actual = hashlib.sha256()
+            while chunk := os.read(fd, _CHUNK):
+                actual.update(chunk)
+        finally:
+            os.close(fd)
+        if actual.hexdigest() != digest.sha256:
+            found.append(f"{path} has changed")
+    return found
+
+
+class _Recovery:
+    """One recovery under way; `actions` and `records` grow with its steps."""
+
+    def __init__(
+        self, folder: DeploymentFolder, history: History, durability: Durability, kind: Kind
+    ) -> None:
+        self.folder = folder
+        self.history = history
+        self.durability = durability
+        self.kind = kind
+        self.actions: list[str] = []
+        self.records: list[Record] = []
+        if history.repaired:
+            self.actions.append(f"history: {history.repaired}")
+            history.repaired = ""
+
+    def tidy_names(self) -> None:
+        folder = self.folder
+        survey = folder.survey()
+        for name in names_in(folder.path):
+            path = folder.path / name
+            if name.startswith(TEMPORARY_LINK) and path.is_symlink():
+                path.unlink()
+                self.actions.append(f"removed {name}, left by an interrupted swap")
+        for name in survey.stray_links:
+            (folder.releases_path / name).unlink()
+            self.actions.append(f"removed the link releases/{name}, left by an interrupted swap")
+        for name in survey.misnamed:
+            release = next(r for r in survey.releases if r.path == folder.releases_path / name)
+            if not release.live and not (folder.releases_path / release.id).exists():
+                rename_noreplace(release.path, folder.releases_path / release.id)
+                self.actions.append(f"renamed releases/{name} to {release.id}, which it holds")
+        if survey.misnamed:
+            self.durability.sync_directory_at(folder.releases_path)
+
+    def conclude_intent(self) -> None:
+        intent = self.history.pending_intent()
+        if intent is None:
+            return
+        release: str = intent.data["release"]
+        current = self.folder.current_state()
+        if current.id == release and self._is_there(release):
+            renew(self.folder, current, self.durability)
+            self._record("commit", {**intent.data, "recovered": True})
+            self.actions.append(f"committed {release}: it was live, and its commit was missing")
+            return
+        if release not in self.history.released():
+            self._discard(release)
+        reason = "the swap was interrupted before it was made"
+        self._record(
+            "abort",
+            {"release": release, "previous_release": intent.data.get("previous_release"), "reason": reason},
+        )
+        self.actions.append(f"aborted {release}: {reason}")
+
+    def settle_unknown(self) -> None:
+        survey = self.folder.survey()
+        known = self.history.released()
+        unknown = [release for release in survey.releases if release.id not in known]
+        announced = self.folder.announced()
+        cut_off = announced > self.history.seq
+        if not unknown and not cut_off:
+            return
+        if len(unknown) == 1 and not cut_off and not unknown[0].live:
+            (release,) = unknown
+            if release.sequence > self.history.highest:
+                self._discard(release.id)
+                self.actions.append(f"discarded {release.id}: its publisher ended before it went live")
+                return
+        adopted = sorted(release.id for release in unknown)
+        live = next((release for release in survey.releases if release.live), None)
+        if cut_off:
+            reason = f"the history was lost or cut off: record {announced} was logged, and isn't there"
+        else:
+            reason = "the history doesn't know these releases: it was lost, or they were put there by hand"
+        self._record("recovered", self._recovered(live, reason, adopted=adopted))
+        self.actions.append(f"adopted {', '.join(adopted)}: {reason}" if adopted else reason)
+        if cut_off:
+            self.folder.mark_announced(self.history.seq)
+
+    def settle_current(self) -> None:
+        survey = self.folder.survey()
+        current, last = survey.current, self.history.live
+        if current.kind == "directory" and current.id is None:
+            return  # its manifest is damaged: nothing can be told, and what is live stays live
+        if current.id is not None and self._is_there(current.id):
+            if current.id != last:
+                live = next((release for release in survey.releases if release.live), None)
+                self._settle("current was changed by hand", live, live_id=current.id)
+            return
+        if current.kind == "absent" and last is None and not survey.releases:
+            return
+        missing = "is missing" if current.kind == "absent" else f"leads to {current.id}, which is gone"
+        for release in self._candidates(survey):
+            if not faults(release):
+                lead_to(self.folder, release.id, kind=self.kind, outgoing=None, durability=self.durability)
+                self._settle(f"current {missing}: it leads to {release.id} again", release)
+                return
+        if last is not None:
+            self._settle(f"current {missing}, and no whole release is left", None)
+
+    def record_missing(self) -> None:
+        survey = self.folder.survey()
+        there = {release.id for release in survey.releases} | {path.name for path, _ in survey.broken}
+        if survey.current.kind == "directory" and survey.current.id is None:  # live, its manifest damaged
+            there.add(self.history.live or "")
+        thrown = {trash.original_name(name) for name in names_in(self.folder.trash_path)}
+        for release in sorted(self.history.released() - there):
+            reason = "retention" if release in thrown else "found missing"
+            self._record("pruned", {"release": release, "reason": reason, "recovered": True})
+            self.actions.append(f"recorded that {release} is gone ({reason})")
+
+    def empty(self) -> None:
+        for directory in (self.folder.staging_path, self.folder.trash_path):
+            if names := trash.empty(directory):
+                self.actions.append(f"emptied {directory.name}: {', '.join(names)}")
+
+    def _candidates(self, survey: Survey) -> list[Release]:
+        """Return the releases that may be made live again, what was live last first."""
+        order = self.history.live_order()
+        places = {release_id: place for place, release_id in enumerate(order, 1)}
+
+        def rank(release: Release) -> tuple[bool, int, int]:
+            last = release.id == self.history.live
+            return last, places.get(release.id, 0), release.sequence
+
+        return sorted(survey.releases, key=rank, reverse=True)
+
+    def _settle(self, reason: str, live: Release | None, *, live_id: str | None = None) -> None:
+        self._record("recovered", self._recovered(live, reason, live_id=live_id))
+        self.actions.append(reason)
+
+    def _recovered(
+        self,
+        live: Release | None,
+        reason: str,
+        *,
+        live_id: str | None = None,
+        adopted: list[str] | None = None,
+    ) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "trigger": "recovery",
+            "reason": reason,
+            "release": live.id if live else live_id,
+            "previous_release": self.history.live,
+            "content_sha256": live.manifest.content_sha256 if live else None,
+            "model_sha256": live.manifest.model_sha256 if live else None,
+        }
+        return data | {"adopted": adopted} if adopted else data
+
+    def _is_there(self, release_id: str) -> bool:
+        """Whether what ``current`` leads to exists."""
+        state = self.folder.current_state()
+        return state.kind == "directory" or (self.folder.releases_path / release_id).is_dir()
+
+    def _discard(self, release_id: str) -> None:
+        if (self.folder.releases_path / release_id).is_dir():
+            trash.throw_away(self.folder.releases_path, release_id, self.folder.trash_path, self.durability)
+
+    def _record(self, kind: str, data: dict[str, Any]) -> None:
+        self.records.append(self.history.append(kind, data))
