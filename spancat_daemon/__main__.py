@@ -1,0 +1,48 @@
+"""Start of the program, as ``spancat-daemon`` and as ``python -m spancat_daemon``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+
+def main() -> None:
+    """Runs the command line; exits with a code of :class:`spancat_daemon.errors.ExitCode`.
+
+    Every :class:`~spancat_daemon.errors.SpancatDaemonError` becomes one message on standard error. A reader
+    that goes away (``spancat-daemon list products | head -1``) and Ctrl-C end the program without one.
+    """
+    from spancat_daemon.cli.app import build  # noqa: PLC0415  # Ctrl-C during the imports is quiet too
+    from spancat_daemon.cli.output import say  # noqa: PLC0415  # as above
+    from spancat_daemon.errors import ExitCode, SpancatDaemonError  # noqa: PLC0415  # as above
+
+    try:
+        try:
+            build()(prog_name="spancat-daemon")
+        finally:
+            sys.stdout.flush()
+    except SpancatDaemonError as error:
+        say(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        _forget_output()
+        sys.exit(BROKEN_PIPE)
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        say(f"{where}{error.strerror or error}")
+        sys.exit(ExitCode.FAILED)
+
+
+def _forget_output() -> None:
+    """Keeps the interpreter from flushing into the broken pipe, and complaining, as it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

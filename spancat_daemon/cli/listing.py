@@ -1,0 +1,121 @@
+"""``spancat-daemon list``: the releases of a rule, newest first."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer  # noqa: TC002  # Typer reads the annotations
+
+from spancat_daemon.cli.moments import age_text, size_text
+from spancat_daemon.cli.output import print_json, say, table
+from spancat_daemon.cli.scope import JsonOption, RuleArgument, scope
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spancat_daemon.config.model import Keep
+    from spancat_daemon.release.folder import DeploymentFolder, Release
+
+
+def command(context: typer.Context, rule: RuleArgument, json: JsonOption = False) -> None:
+    """The releases of a rule, and why each is kept. Newest first; * is live."""
+    chosen = scope(context)
+    target = chosen.target(rule)
+    folder = chosen.folder(rule)
+    now = datetime.now(UTC)
+    entries = describe(folder, target.watch.keep, now=now)
+    if json:
+        print_json(entries)
+    elif entries:
+        metric = target.watch.keep.metric
+        table(
+            (
+                "",
+                "release",
+                "created (UTC)",
+                ">age",
+                "trigger",
+                ">size",
+                ">own",
+                f">{metric}",
+                "kept because",
+            ),
+            [_row(entry, metric, now) for entry in entries],
+        )
+    else:
+        say(f"no releases yet in {folder.path}")
+    for path, reason in folder.broken():
+        say(f"{path}: {reason}")
+
+
+def describe(folder: DeploymentFolder, keep: Keep, *, now: datetime) -> list[dict[str, Any]]:
+    """The releases of a folder as ``list --json`` prints them, newest first.
+
+    ``bytes`` is the size of a release's files (``model.bin`` is one of them by another name, and not counted
+    twice), ``bytes_unique`` what removing it would free: of files that no other release shares, its manifest
+    among them. ``kept_because`` is empty for a release that the next pruning removes.
+    """
+    from spancat_daemon.deployment import retention_verdicts  # noqa: PLC0415  # only where a folder is read
+    from spancat_daemon.release.lease import is_leased  # noqa: PLC0415  # as above
+
+    pinned = folder.pins()
+    reasons = {verdict.release.id: verdict.kept_because for verdict in retention_verdicts(folder, keep, now)}
+    return [
+        _entry(
+            release,
+            pinned=release.id in pinned,
+            leased=is_leased(release.path),
+            kept_because=reasons.get(release.id, ()),
+        )
+        for release in folder.releases()
+    ]
+
+
+def _entry(release: Release, *, pinned: bool, leased: bool, kept_because: tuple[str, ...]) -> dict[str, Any]:
+    manifest = release.manifest
+    return {
+        "id": release.id,
+        "sequence": release.sequence,
+        "live": release.live,
+        "created_at": manifest.created_at,
+        "trigger": manifest.trigger,
+        "forced": manifest.forced,
+        "changed": manifest.changed,
+        "content_sha256": manifest.content_sha256,
+        "model_sha256": manifest.model_sha256,
+        "bytes": sum(digest.bytes for path, digest in manifest.files.items() if path != "model.bin"),
+        "bytes_unique": _unshared(release.path),
+        "labels": list(manifest.labels),
+        "metrics": dict(manifest.metrics),
+        "verified": manifest.verification.get("passed") is True,
+        "pinned": pinned,
+        "leased": leased,
+        "kept_because": list(kept_because),
+        "path": release.path,
+    }
+
+
+def _unshared(path: Path) -> int:
+    from spancat_daemon.release.folder import unique_bytes  # noqa: PLC0415  # only where a folder is read
+
+    try:
+        return unique_bytes(path)
+    except FileNotFoundError:  # pruned at this moment
+        return 0
+
+
+def _row(entry: dict[str, Any], metric: str, now: datetime) -> tuple[str, ...]:
+    created = datetime.fromisoformat(entry["created_at"])
+    score = entry["metrics"].get(metric)
+    return (
+        "*" if entry["live"] else "",
+        entry["id"],
+        f"{created:%Y-%m-%d %H:%M:%S}",
+        age_text(created, now),
+        f"{entry['trigger']}{' forced' if entry['forced'] else ''}",
+        size_text(entry["bytes"]),
+        size_text(entry["bytes_unique"]),
+        f"{score:.3f}" if isinstance(score, (int, float)) else "",
+        ", ".join(entry["kept_because"]) or "nothing: goes next",
+    )

@@ -1,0 +1,326 @@
+"""What `check` looks at on the machine: whether it can do what the configuration asks of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import secrets
+import shutil
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from spancat_daemon.cli.moments import size_text
+from spancat_daemon.config.expand import glob_root, targets
+from spancat_daemon.release.folder import DeploymentFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from spancat_daemon.config.expand import Target
+    from spancat_daemon.config.model import Configuration, Watch
+
+SOCKET_PATH_LIMIT_BYTES = 107  # sun_path of unix(7), without the zero at its end
+"""Longest path that a control socket can have."""
+
+_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs", "virtiofs"}
+_COUNTED_DIRECTORIES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: "ok", "warning" (works, but not as well as it could) or "error" (does not work).
+        about: the rule, or the part of the configuration.
+        text: what was found.
+        hint: what to do about it; may be empty.
+    """
+
+    level: Literal["ok", "warning", "error"]
+    about: str
+    text: str
+    hint: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as ``check --json`` prints it."""
+        return asdict(self)
+
+
+def inspect(configuration: Configuration) -> Iterator[Finding]:
+    """Looks at everything that the daemon will need, as the user who runs this.
+
+    Writes nothing that stays: what can't be known otherwise is tried with names that are removed at once.
+    """
+    yield from _daemon(configuration)
+    yield from _log(configuration)
+    now = targets(configuration)
+    for watch in configuration.watch:
+        yield from _source(
+            watch, [target for target in now if target.watch is watch or target.watch == watch]
+        )
+    for target in now:
+        yield from _deploy(target, min_free_bytes=configuration.daemon.min_free)
+    yield from _watches(configuration, now)
+
+
+def _daemon(configuration: Configuration) -> Iterator[Finding]:
+    settings = configuration.daemon
+    yield Finding("ok", "daemon", f"looked at as user {_user()}; the daemon's user may see it otherwise")
+    yield _writable("daemon.state_dir", settings.state_dir)
+    socket = settings.control_socket
+    length = len(os.fsencode(socket))
+    if length > SOCKET_PATH_LIMIT_BYTES:
+        yield Finding(
+            "error",
+            "daemon.control_socket",
+            f"{socket} has {length} bytes, a socket's path at most {SOCKET_PATH_LIMIT_BYTES}",
+            "set control_socket to a shorter path, such as /run/spancat-daemon/control.sock",
+        )
+    elif os.path.lexists(socket) and not stat.S_ISSOCK(socket.lstat().st_mode):
+        yield Finding(
+            "error", "daemon.control_socket", f"{socket} is not a socket", "remove it, or name another path"
+        )
+    else:
+        yield _writable("daemon.control_socket", socket.parent)
+
+
+def _user() -> str:
+    uid = os.geteuid()
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)
+
+
+def _log(configuration: Configuration) -> Iterator[Finding]:
+    file = configuration.log.file
+    if file is None:
+        return
+    if not os.path.lexists(file):
+        yield _writable("log.file", file.parent)
+    elif not file.is_file():
+        yield Finding("error", "log.file", f"{file} is not a file", "name another path")
+    elif not os.access(file, os.W_OK, effective_ids=True):
+        yield Finding(
+            "error", "log.file", f"{file} can't be written", f"give it to the daemon's user: {_chown(file)}"
+        )
+    else:
+        yield Finding("ok", "log.file", f"{file} can be written")
+
+
+def _writable(about: str, folder: Path) -> Finding:
+    """Whether a folder is there or can be made, and written to."""
+    there = _nearest(folder)
+    if not there.is_dir():
+        return Finding("error", about, f"{there} is not a directory", "move it away, or name another path")
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        made = f"{folder} can't be made: " if there != folder else ""
+        return Finding(
+            "error",
+            about,
+            f"{made}{there} can't be written by {_user()}",
+            f"give it to the daemon's user: {_chown(there)}",
+        )
+    return Finding("ok", about, f"{folder} can be {'written' if there == folder else 'made'}")
+
+
+def _chown(path: Path) -> str:
+    return f"chown USER {path}"
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the nearest of its parents that is there."""
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
+
+
+def _source(watch: Watch, found: Sequence[Target]) -> Iterator[Finding]:
+    root = glob_root(watch.source)
+    has_wildcards = Path(watch.source) != root
+    place = root if has_wildcards else root.parent
+    if not place.is_dir():
+        yield Finding(
+            "warning",
+            watch.name,
+            f"the source's folder {place} is not there yet",
+            "a trainer will make it; if this is a slip of the pen, correct source",
+        )
+        return
+    if not os.access(place, os.R_OK | os.X_OK, effective_ids=True):
+        yield Finding(
+            "error",
+            watch.name,
+            f"{place} can't be read by {_user()}",
+            "add the daemon's user to the trainer's group",
+        )
+        return
+    there = [target.source for target in found if target.source.is_dir()]
+    for source in there:
+        unreadable = _unreadable(source)
+        if unreadable is not None:
+            yield Finding(
+                "error",
+                watch.name,
+                f"{unreadable} can't be read by {_user()}",
+                "add the daemon's user to the trainer's group",
+            )
+    kind = _file_system(place)
+    if watch.on_change and watch.poll == 0 and (kind in _REMOTE or kind.startswith("fuse.")):
+        yield Finding(
+            "warning",
+            watch.name,
+            f"{place} is on {kind}, which says nothing of changes made on other machines",
+            'set poll = "5s", or leave it to reconcile_every',
+        )
+    yield Finding(
+        "ok",
+        watch.name,
+        f"{watch.source}: {len(there)} checkpoint{'s' if len(there) != 1 else ''} there"
+        if has_wildcards
+        else f"{watch.source}: {'there' if there else 'not there yet, its folder is'}",
+    )
+
+
+def _unreadable(source: Path) -> Path | None:
+    for folder, _, files in os.walk(source):
+        for name in (".", *files):
+            path = Path(folder, name)
+            if not os.access(path, os.R_OK, effective_ids=True) and os.path.lexists(path):
+                return path
+    return None
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that a path is on, by the mount table; empty if it can't be told."""
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        if left.split()[2] == wanted:
+            return right.split()[0]
+    return ""
+
+
+def _deploy(target: Target, *, min_free_bytes: int) -> Iterator[Finding]:
+    writable = _writable(target.rule, target.deploy)
+    yield writable
+    if writable.level != "ok":
+        return
+    there = _nearest(target.deploy)
+    if there == target.deploy:
+        yield from _same_mount(target.rule, DeploymentFolder(target.deploy))
+    yield from _swap(target, there)
+    free = shutil.disk_usage(there).free
+    needed = min_free_bytes + _size(target.source)
+    if free < needed:
+        yield Finding(
+            "error",
+            target.rule,
+            f"{there} has {size_text(free)} free; a release needs {size_text(needed)}, min_free included",
+            "free some space, keep fewer releases, or lower min_free",
+        )
+    else:
+        yield Finding("ok", target.rule, f"{size_text(free)} free for releases")
+
+
+def _same_mount(rule: str, folder: DeploymentFolder) -> Iterator[Finding]:
+    """Tries what publishing does: two bind mounts look like one file system, but nothing moves between."""
+    if not (folder.staging_path.is_dir() and folder.releases_path.is_dir()):
+        return
+    name = f".check-{os.getpid()}-{secrets.token_hex(4)}"
+    staged, released, link = folder.staging_path / name, folder.releases_path / name, folder.path / name
+    try:
+        staged.touch(mode=0o600, exist_ok=False)
+        released.hardlink_to(staged)
+        link.symlink_to(f"releases/{name}")
+        staged.rename(released)  # two names of one file: a rename that leaves both
+    except FileNotFoundError:  # a daemon that cleans up at this very moment took it
+        return
+    except OSError as error:
+        reason = (
+            "are on different mounts, so nothing can be renamed from one to the other"
+            if error.errno == errno.EXDEV
+            else f"can't be linked and renamed in: {error.strerror}"
+        )
+        yield Finding(
+            "error",
+            rule,
+            f"{folder.staging_path} and {folder.releases_path} {reason}",
+            f"mount the whole of {folder.path}, not parts of it, on a file system with hard links",
+        )
+    else:
+        yield Finding("ok", rule, f"{folder.path}: releases can be linked and renamed into place")
+    finally:
+        for path in (staged, released, link):
+            path.unlink(missing_ok=True)
+
+
+def _swap(target: Target, there: Path) -> Iterator[Finding]:
+    from spancat_daemon.release.swap import supports_exchange  # noqa: PLC0415  # next to its only use
+
+    if target.watch.swap != "exchange":
+        return
+    if supports_exchange(there):
+        yield Finding("ok", target.rule, f"{there} can exchange directories")
+    else:
+        yield Finding(
+            "error",
+            target.rule,
+            f"{there} is on {_file_system(there) or 'a file system'} that can't exchange directories",
+            'use swap = "symlink"',
+        )
+
+
+def _size(source: Path) -> int:
+    total = 0
+    for folder, _, files in os.walk(source):
+        for name in files:
+            try:
+                total += Path(folder, name).lstat().st_size
+            except OSError:  # rewritten at this moment
+                continue
+    return total
+
+
+def _watches(configuration: Configuration, now: Sequence[Target]) -> Iterator[Finding]:
+    """Each directory of a watched checkpoint takes one of the user's inotify watches, and each above it."""
+    needed = 0
+    for target in now:
+        if target.watch.on_change and target.watch.poll == 0:
+            needed += len(target.source.parts) + sum(1 for _ in _directories(target.source))
+    for name, needs in (("max_user_watches", needed), ("max_user_instances", 1)):
+        limit = _inotify_limit(name)
+        if limit is None or not configuration.watch:
+            continue
+        if needs > limit:
+            yield Finding(
+                "warning",
+                "inotify",
+                f"{needs} directories to watch, but fs.inotify.{name} is {limit}: the rest will be polled",
+                f"sysctl fs.inotify.{name}={max(2 * needs, 8192)}",
+            )
+        elif name == "max_user_watches":
+            yield Finding("ok", "inotify", f"{needs} directories to watch of {limit} that a user can")
+
+
+def _directories(source: Path) -> Iterator[str]:
+    for count, (folder, _, _) in enumerate(os.walk(source)):
+        if count >= _COUNTED_DIRECTORIES:
+            return
+        yield folder
+
+
+def _inotify_limit(name: str) -> int | None:
+    try:
+        return int(Path("/proc/sys/fs/inotify", name).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

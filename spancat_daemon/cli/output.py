@@ -1,0 +1,80 @@
+"""Data on standard output, messages on standard error; nothing from a disk reaches a terminal raw."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def say(message: str) -> None:
+    """Prints a message for the user on standard error, with the program's name."""
+    try:
+        first, *rest = (_printable(line, sys.stderr) for line in message.split("\n"))
+        sys.stderr.write("\n".join((f"spancat-daemon: {first}", *rest, "")))
+    except OSError:  # nobody reads it
+        pass
+
+
+def data(line: str = "") -> None:
+    """Prints a line of data on standard output."""
+    sys.stdout.write(f"{_printable(line, sys.stdout)}\n")
+
+
+def print_json(value: Any) -> None:
+    r"""Prints any value as indented JSON; paths as text, bytes of names that are not UTF-8 as ``\xNN``."""
+    import orjson  # noqa: PLC0415  # only where JSON is asked for
+
+    from spancat_daemon.observe.jsonline import dumps  # noqa: PLC0415  # as above
+
+    sys.stdout.flush()
+    sys.stdout.buffer.write(orjson.dumps(orjson.loads(dumps(value)), option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows below a heading: ruled on a terminal, else aligned by spaces, for people and ``awk``.
+
+    A column whose heading starts with ``>`` is aligned to the right.
+    """
+    from spancat_daemon.observe.render import columns as display_width  # noqa: PLC0415  # see _printable
+
+    titles = [column.removeprefix(">") for column in columns]
+    if sys.stdout.isatty():
+        _ruled(columns, titles, rows)
+        return
+    lines = [titles, *([_printable(cell, sys.stdout) for cell in row] for row in rows)]
+    widths = [max(display_width(line[position]) for line in lines) for position in range(len(titles))]
+    for line in lines:
+        cells = []
+        for column, cell, width in zip(columns, line, widths, strict=True):
+            padding = " " * (width - display_width(cell))
+            cells.append(padding + cell if column.startswith(">") else cell + padding)
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def _ruled(columns: Sequence[str], titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box  # noqa: PLC0415  # only on a terminal
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column, title in zip(columns, titles, strict=True):
+        grid.add_column(title, justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        # Text, because a string would be read as markup
+        grid.add_row(
+            *(Text(_printable(cell, sys.stdout)) for cell in row),
+            style="bold green" if row[0] == "*" else None,
+        )
+    Console().print(grid)
+
+
+def _printable(text: str, stream: Any) -> str:
+    """The text without control characters, and in characters that the stream can take."""
+    from spancat_daemon.observe.render import neutralise  # noqa: PLC0415  # nothing else of it is needed early
+
+    encoding = stream.encoding or "utf-8"
+    return neutralise(text).encode(encoding, "backslashreplace").decode(encoding)
