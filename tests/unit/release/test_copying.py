@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from spancat_daemon.errors import Moved, Rejected
+from spancat_daemon.release import copying
+from spancat_daemon.release.copying import (
+    CHUNK_BYTES,
+    PIECE_BYTES,
+    SMALL_BYTES,
+    THREADED_BYTES,
+    Copier,
+    Intake,
+    UnreadableSourceError,
+    same_content,
+)
+from spancat_daemon.release.durability import DURABLE
+from tests.unit.release.staging_scene import no_descriptors_lost, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+LENGTHS = [
+    0,
+    1,
+    CHUNK_BYTES,
+    SMALL_BYTES - 1,
+    SMALL_BYTES,
+    SMALL_BYTES + 1,
+    PIECE_BYTES + 1,
+    THREADED_BYTES - 1,
+    THREADED_BYTES,
+    THREADED_BYTES + 2 * PIECE_BYTES + 1,
+]
+
+
+class Collecting:
+    """A proof that keeps what it was fed."""
+
+    def __init__(self) -> None:
+        self.fed = bytearray()
+        self.finished = False
+
+    def feed(self, chunk: bytes) -> None:
+        self.fed += chunk
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+class Files:
+    """Two files, open as staging opens them."""
+
+    def __init__(self, folder: Path, data: bytes) -> None:
+        (folder / "source").write_bytes(data)
+        self.source_path = folder / "source"
+        self.target_path = folder / "target"
+        self.source = os.open(self.source_path, os.O_RDONLY)
+        self.target = os.open(self.target_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o444)
+
+    def close(self) -> None:
+        os.close(self.source)
+        os.close(self.target)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    with no_descriptors_lost():
+        yield
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Callable[[bytes], Files]]:
+    made: list[Files] = []
+
+    def make(data: bytes) -> Files:
+        made.append(Files(tmp_path, data))
+        return made[-1]
+
+    yield make
+    for pair in made:
+        pair.close()
+
+
+@pytest.fixture
+def copier() -> Iterator[Copier]:
+    copier = Copier(DURABLE, lambda: None)
+    yield copier
+    copier.close()
+
+
+def copied(copier: Copier, pair: Files, data: bytes) -> None:
+    proof = Collecting()
+    intake = Intake(proof)
+    copier.copy(pair.source, pair.target, len(data), intake)
+    assert intake.finish() == sha256(data)
+    assert proof.fed == data
+    assert proof.finished
+    assert pair.target_path.read_bytes() == data
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_copies_and_digests_every_byte(copier: Copier, files: Any, length: int) -> None:
+    data = os.urandom(length)
+    copied(copier, files(data), data)
+
+
+@pytest.mark.parametrize("length", LENGTHS[1:])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_source_of_another_length(copier: Copier, files: Any, length: int, more: int) -> None:
+    pair = files(os.urandom(length))
+    with pytest.raises(Moved, match=f"does not have the {length + more} bytes"):
+        copier.copy(pair.source, pair.target, length + more, Intake(None))
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.EIO]
+)
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_kernel_that_will_not_copy(
+    copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch, number: int, after: int
+) -> None:
+    real, calls = os.copy_file_range, []
+
+    def refusing(*args: Any) -> int:
+        calls.append(args)
+        if len(calls) > after:
+            raise OSError(number, os.strerror(number))
+        return real(*args)
+
+    monkeypatch.setattr(os, "copy_file_range", refusing)
+    data = os.urandom(THREADED_BYTES + PIECE_BYTES + 1)
+    copied(copier, files(data), data)
+    assert len(calls) == after + 1  # it is not asked again for this file
+
+
+def test_a_kernel_that_copies_little_at_a_time(
+    copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", lambda s, t, n, i, o: real(s, t, min(n, 300_001), i, o))
+    data = os.urandom(3 * SMALL_BYTES)
+    copied(copier, files(data), data)
+
+
+def test_short_reads_and_writes(copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pread, pwrite = os.pread, os.pwrite
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: pread(fd, min(n, 10_007), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:7_001], at))
+    data = os.urandom(200_000)
+    copied(copier, files(data), data)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("call", ["copy_file_range", "pwrite"])
+def test_a_full_disk_is_not_tried_again(
+    copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, full)
+    data = os.urandom(2 * SMALL_BYTES if call == "copy_file_range" else 10)
+    pair = files(data)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        copier.copy(pair.source, pair.target, len(data), Intake(None))
+    assert pair.target_path.stat().st_size == 0
+
+
+def test_a_clone_where_the_file_system_can(
+    copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What btrfs and xfs do, done by hand; the real ones are in tests/integration."""
+    data = os.urandom(2 * SMALL_BYTES)
+
+    def clone(target: int, request: int, source: int) -> int:
+        assert request == 0x40049409
+        os.pwrite(target, os.pread(source, 10 * SMALL_BYTES, 0), 0)
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", clone)
+    monkeypatch.setattr(os, "copy_file_range", None)
+    pair = files(data)
+    copied(copier, pair, data)
+    os.ftruncate(pair.target, 0)
+    with pytest.raises(Moved):  # it had grown before it was cloned
+        copier.copy(pair.source, pair.target, len(data) - 1, Intake(None))
+
+
+def test_asks_once_for_clones(copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refused(*args: Any) -> int:
+        asked.append(args)
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(fcntl, "ioctl", refused)
+    data = os.urandom(2 * SMALL_BYTES)
+    pair = files(data)
+    copied(copier, pair, data)
+    os.ftruncate(pair.target, 0)
+    copied(copier, pair, data)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("length", [10, 2 * SMALL_BYTES, THREADED_BYTES + 1])
+def test_a_write_that_is_lost_is_found(
+    copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(os, "pwrite", lambda _fd, data, _at: len(data))
+    monkeypatch.setattr(os, "copy_file_range", lambda _s, _t, n, _i, _o: n)
+    pair = files(os.urandom(length))
+    with pytest.raises(OSError, match="does not hold what was written"):
+        copier.copy(pair.source, pair.target, length, Intake(None))
+
+
+def test_a_write_that_makes_no_way_is_no_endless_loop(
+    copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+    pair = files(b"data")
+    with pytest.raises(OSError, match="does not hold"):
+        copier.copy(pair.source, pair.target, 4, Intake(None))
+
+
+@pytest.mark.parametrize("length", [10, 2 * SMALL_BYTES, THREADED_BYTES + 8 * PIECE_BYTES])
+def test_a_proof_that_fails_ends_the_copy(copier: Copier, files: Any, length: int) -> None:
+    class Refusing(Collecting):
+        def feed(self, chunk: bytes) -> None:
+            super().feed(chunk)
+            raise Rejected("is cut off")
+
+    proof = Refusing()
+    pair = files(os.urandom(length))
+    with pytest.raises(Rejected, match="is cut off"):
+        copier.copy(pair.source, pair.target, length, Intake(proof))
+    assert len(proof.fed) <= CHUNK_BYTES * (1 + length // PIECE_BYTES)
+
+
+def test_a_source_that_can_not_be_read(files: Any, copier: Copier) -> None:
+    pair = files(b"data")
+    directory = os.open("/", os.O_RDONLY)
+    try:
+        for length in (4, 2 * SMALL_BYTES):
+            with pytest.raises(UnreadableSourceError, match="Is a directory"):
+                copier.copy(directory, pair.target, length, Intake(None))
+        with pytest.raises(UnreadableSourceError, match="Is a directory"):
+            same_content(directory, pair.source, 4, None, lambda: None)
+        assert not same_content(pair.source, directory, 4, None, lambda: None)
+    finally:
+        os.close(directory)
+
+
+@pytest.mark.parametrize("length", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 5])
+def test_same_content(files: Any, length: int) -> None:
+    data = os.urandom(length)
+    pair = files(data)
+    os.pwrite(pair.target, data, 0)
+    proof = Collecting()
+    assert same_content(pair.source, pair.target, length, proof, lambda: None)
+    assert proof.fed == data
+    assert proof.finished
+    for place in {0, length // 2, length - 1} if length else set():
+        os.pwrite(pair.target, bytes([data[place] ^ 1]), place)
+        assert not same_content(pair.source, pair.target, length, None, lambda: None)
+        os.pwrite(pair.target, data[place : place + 1], place)
+
+
+@pytest.mark.parametrize("shorter", ["source", "target"])
+def test_a_file_that_ends_early_is_another(files: Any, shorter: str) -> None:
+    data = os.urandom(2 * CHUNK_BYTES)
+    pair = files(data)
+    os.pwrite(pair.target, data, 0)
+    os.truncate(pair.source_path if shorter == "source" else pair.target_path, CHUNK_BYTES + 3)
+    proof = Collecting()
+    assert not same_content(pair.source, pair.target, len(data), proof, lambda: None)
+    assert not proof.finished
+
+
+def test_stops_at_the_first_difference(files: Any) -> None:
+    data = os.urandom(8 * CHUNK_BYTES)
+    pair = files(data)
+    os.pwrite(pair.target, data[:CHUNK_BYTES] + b"\0" * (7 * CHUNK_BYTES), 0)
+    pieces = []
+    assert not same_content(pair.source, pair.target, len(data), None, lambda: pieces.append(1))
+    assert len(pieces) == 2
+
+
+def test_starts_no_thread_for_small_files(copier: Copier, files: Any) -> None:
+    data = os.urandom(THREADED_BYTES - 1)
+    copied(copier, files(data), data)
+    assert copier._thread is None
+    assert copying.SMALL_BYTES < copying.THREADED_BYTES
