@@ -1,12 +1,60 @@
-"""What config.cfg, meta.json and the components' cfg say about a checkpoint; pure, no file is opened here."""
+"""What config.cfg, meta.json and the components' cfg say about a checkpoint; pure, no file is opened here.
+
+config.cfg is read as spaCy reads it (confection's `Config.from_str`: configparser, section names split at
+dots, values decoded as JSON where they decode) without importing either, which would double our memory.
+"""
 
 from __future__ import annotations
 
+import configparser
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import orjson
+
+from spancat_daemon.checkpoint.tree import shown
+from spancat_daemon.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+FACTORIES = frozenset({"spancat", "spancat_singlelabel"})
+"""spaCy's span categorizers: the second one exists since 3.5.1."""
+
+SPACY_VECTORS = "spacy.Vectors.v1"
+SPACY_TOKENIZER = "spacy.Tokenizer.v1"
+SPACY_SPAN_CATEGORIZER = "spacy.SpanCategorizer.v1"
+
+TRAINABLE = FACTORIES | {
+    "beam_ner",
+    "beam_parser",
+    "entity_linker",
+    "morphologizer",
+    "ner",
+    "parser",
+    "senter",
+    "tagger",
+    "textcat",
+    "textcat_multilabel",
+    "tok2vec",
+    "trainable_lemmatizer",
+}
+"""spaCy's own pipes with a model, always written with a cfg. What others write is not known."""
+
+# Which pipes a listener with upstream = "*" finds, by the package that registered it.
+_UPSTREAM_FACTORIES = {
+    "spacy": ("tok2vec",),
+    "spacy-transformers": ("transformer",),
+    "spacy-curated-transformers": ("curated_transformer",),
+}
+
+# Names of pipes are directory names; these are taken by what Language.to_disk writes itself.
+_TAKEN_NAMES = frozenset({"", ".", "..", "config.cfg", "meta.json", "tokenizer", "vocab"})
+
+_REFERENCE = re.compile(r"\$\{([\w.:-]+)\}")
+_LITERALS = {"True": True, "False": False, "None": None}
+_MAX_REFERENCES = 16  # references to references, as many as nobody writes by hand
 
 
 @dataclass(frozen=True)
@@ -17,8 +65,10 @@ class Component:
         name: its name, also its directory in the checkpoint.
         factory: what spaCy makes it with.
         has_model: whether it has a ``[components.<name>.model]``, so that ``<name>/model`` must exist.
-        listens_to: the pipes that its listeners take their vectors from, ``*`` resolved to names.
-        sections: its part of config.cfg as nested mappings; JSON values decoded, ``${…}`` kept as text.
+        listens_to: the pipes that its listeners take their vectors from, ``*`` resolved to names (and left
+            as ``*`` only if no earlier pipe can be meant).
+        sections: its part of config.cfg as nested mappings; JSON values decoded, references (``${…}``) and
+            escapes (``$$``) as they are written.
     """
 
     name: str
@@ -56,7 +106,7 @@ class Layout:
         components: by name; those in ``span_categorizers`` are `SpanCategorizer`.
         spacy_version: the range in meta.json (kept by spaCy when a pipeline is saved again).
         metrics: meta.json's ``performance``.
-        config: all of config.cfg as nested mappings; JSON values decoded, ``${…}`` kept as text.
+        config: all of config.cfg as nested mappings, values as in `Component.sections`.
         meta: all of meta.json.
     """
 
@@ -81,14 +131,261 @@ def read_layout(config_cfg: bytes, meta_json: bytes, cfgs: Mapping[str, bytes]) 
     Args:
         config_cfg: bytes of config.cfg.
         meta_json: bytes of meta.json.
-        cfgs: bytes of ``<pipe>/cfg`` by pipe name, at least of the span categorizers.
+        cfgs: bytes of ``<pipe>/cfg`` by pipe name; only the span categorizers' are looked up.
 
     Raises:
-        Rejected: one of them is not what spaCy writes, or they contradict each other; names the file.
+        Rejected: one of them is not what spaCy writes, or they contradict each other. ``where`` is the file
+            relative to the checkpoint.
     """
-    raise NotImplementedError
+    config = parse_config(config_cfg)
+    meta = _json_object(meta_json, "meta.json")
+    lang, pipeline, components = _pipeline(config)
+    for name in pipeline:
+        component = components[name]
+        if component.factory in FACTORIES:
+            components[name] = _span_categorizer(component, config, meta, cfgs)
+            # spaCy loads a pipeline whose listener has no upstream without a word, and it predicts nothing.
+            for upstream in component.listens_to:
+                if upstream not in pipeline[: pipeline.index(name)]:
+                    _bad_config(f"{name} listens to {upstream!r}, which is not a pipe before it")
+    metrics = meta.get("performance")
+    return Layout(
+        lang=lang,
+        pipeline=pipeline,
+        components=components,
+        spacy_version=str(meta.get("spacy_version", "")),
+        metrics=metrics if isinstance(metrics, dict) else {},
+        config=config,
+        meta=meta,
+    )
 
 
 def expected_files(layout: Layout) -> tuple[str, ...]:
-    """The files that must exist, in the order in which spaCy writes them."""
-    raise NotImplementedError
+    """The files that must exist, in the order in which spaCy writes them (`Language.to_disk`).
+
+    Tokenizers and vectors that are not spaCy's own write what they like and are not in it.
+    """
+    files = []
+    if _function(layout.config, "nlp", "tokenizer", "@tokenizers") in {None, SPACY_TOKENIZER}:
+        files.append("tokenizer")
+    files += ["meta.json", "config.cfg"]
+    for name in layout.pipeline:
+        component = layout.components[name]
+        if component.factory in TRAINABLE:
+            files.append(f"{name}/cfg")
+        if component.has_model:
+            files.append(f"{name}/model")
+    files.append("vocab/strings.json")
+    if spacy_vectors(layout):
+        files += ["vocab/vectors", "vocab/key2row", "vocab/vectors.cfg"]
+    files.append("vocab/lookups.bin")
+    return tuple(files)
+
+
+def spacy_vectors(layout: Layout) -> bool:
+    """Whether ``vocab/vectors`` is spaCy's own table (always, before 3.4 made them exchangeable)."""
+    return _function(layout.config, "nlp", "vectors", "@vectors") in {None, SPACY_VECTORS}
+
+
+def parse_config(data: bytes) -> dict[str, Any]:
+    """Parse config.cfg into nested dictionaries, values as described in `Component.sections`.
+
+    Raises:
+        Rejected: it is not one.
+    """
+    where = "config.cfg"
+    parser = configparser.RawConfigParser()
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
+    try:
+        parser.read_string(data.decode("utf-8"), source=where)
+    except UnicodeDecodeError:
+        raise Rejected("is not text, so not a spaCy configuration", where=where) from None
+    except configparser.Error as error:
+        problem = shown(error.message.splitlines()[0][:200])
+        raise Rejected(f"is not a spaCy configuration: {problem}", where=where) from None
+    config: dict[str, Any] = {}
+    # Shallow sections first, so that a value never hides behind a section of the same name unnoticed.
+    for section in sorted(parser.sections(), key=lambda name: name.count(".")):
+        node = config
+        for part in section.split("."):
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise Rejected(f"[{shown(section)}] is a section and a value", where=where)
+        for key, text in parser.items(section):
+            node[key] = _value(text)
+    if not isinstance(config.get("nlp"), dict):
+        raise Rejected(
+            "has no [nlp], so it is not a spaCy pipeline's",
+            where=where,
+            hint="`source` must be the folder that spaCy saves to",
+        )
+    return config
+
+
+def _value(text: str) -> Any:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _LITERALS.get(text, text)
+    # As confection: "${a.b}" in quotes is the same reference as without.
+    return text if isinstance(value, str) and _REFERENCE.search(text) else value
+
+
+def _resolve(config: Mapping[str, Any], value: Any) -> Any:
+    """Follow a value that is one whole reference; others (and dangling ones) are returned as they are."""
+    for _ in range(_MAX_REFERENCES):
+        if not isinstance(value, str):
+            return value
+        reference = _REFERENCE.fullmatch(value.strip('"'))
+        if reference is None:
+            return value.replace("$$", "$")
+        target: Any = config
+        for part in reference[1].replace(":", ".").split("."):
+            if not isinstance(target, dict) or part not in target:
+                return value
+            target = target[part]
+        value = target
+    return value
+
+
+def _pipeline(config: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Component]]:
+    nlp = config["nlp"]
+    lang = _resolve(config, nlp.get("lang"))
+    if not isinstance(lang, str) or not lang:
+        _bad_config("[nlp] has no lang")
+    names = _resolve(config, nlp.get("pipeline"))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        _bad_config("[nlp] pipeline is not a list of names")
+    if len(set(names)) != len(names):
+        _bad_config("[nlp] pipeline names a component twice")
+    sections = config.get("components", {})
+    components: dict[str, Component] = {}
+    for name in names:
+        if name in _TAKEN_NAMES or "/" in name or not name.isprintable() or len(name.encode()) > 255:
+            _bad_config(f"[nlp] pipeline names {shown(name)[:80]!r}, which can't be a component's directory")
+        section = sections.get(name)
+        if not isinstance(section, dict):
+            _bad_config(f"has no [components.{name}], which the pipeline names")
+        factory = _resolve(config, section.get("factory"))
+        if not isinstance(factory, str) or not factory:
+            _bad_config(f"[components.{name}] has no factory")
+        components[name] = Component(
+            name=name,
+            factory=factory,
+            has_model=isinstance(_resolve(config, section.get("model")), dict),
+            listens_to=_upstreams(config, section, components),
+            sections=section,
+        )
+    return lang, tuple(names), components
+
+
+def _upstreams(
+    config: dict[str, Any], section: dict[str, Any], earlier: Mapping[str, Component]
+) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for package, upstream in _listeners(config, section):
+        if upstream != "*":
+            found[upstream] = None
+            continue
+        factories = _UPSTREAM_FACTORIES.get(package, ())
+        matching = [pipe.name for pipe in earlier.values() if pipe.factory in factories]
+        # A listener or an upstream of another package: any earlier pipe with a model may be the one.
+        matching = matching or [pipe.name for pipe in earlier.values() if pipe.has_model]
+        found.update(dict.fromkeys(matching or ["*"]))
+    return tuple(found)
+
+
+def _listeners(config: dict[str, Any], section: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The package and the upstream of each listener in a component's configuration."""
+    pending: list[Any] = [section]
+    seen: set[int] = set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:  # section references can form a ring
+            continue
+        seen.add(id(node))
+        for value in node.values() if isinstance(node, dict) else node:
+            resolved = _resolve(config, value)
+            if isinstance(resolved, dict | list):
+                pending.append(resolved)
+        if isinstance(node, dict):
+            architecture = _resolve(config, node.get("@architectures"))
+            if isinstance(architecture, str) and "Listener" in architecture:
+                upstream = _resolve(config, node.get("upstream", node.get("upstream_name", "*")))
+                yield architecture.partition(".")[0], upstream if isinstance(upstream, str) else "*"
+
+
+def _span_categorizer(
+    component: Component, config: dict[str, Any], meta: Mapping[str, Any], cfgs: Mapping[str, bytes]
+) -> SpanCategorizer:
+    name, where = component.name, f"{component.name}/cfg"
+    if name not in cfgs:
+        raise Rejected("is missing", where=where)
+    # spaCy applies cfg over config.cfg when it loads, so cfg is what counts.
+    cfg = {key: _resolve(config, value) for key, value in component.sections.items()}
+    cfg |= _json_object(cfgs[name], where)
+    labels = cfg.get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise Rejected("holds no list of labels", where=where)
+    if not labels:
+        raise Rejected(
+            "the span categorizer has no labels, it would fail at its first text",
+            where=where,
+            hint="initialize it with labels",
+        )
+    if len(set(labels)) != len(labels):
+        raise Rejected("names a label twice", where=where)
+    meta_labels = meta.get("labels")
+    if isinstance(meta_labels, dict) and meta_labels.get(name, labels) != labels:
+        raise Rejected(
+            f"its labels are not those that meta.json gives for {name}",
+            where=where,
+            hint="the files are of different generations: save the pipeline again",
+        )
+    spans_key = cfg.get("spans_key")
+    if not isinstance(spans_key, str):
+        raise Rejected("spans_key is not a string", where=where)
+    threshold = cfg.get("threshold")
+    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
+        raise Rejected("threshold is not a number", where=where)
+    return SpanCategorizer(
+        name=name,
+        factory=component.factory,
+        has_model=component.has_model,
+        listens_to=component.listens_to,
+        sections=component.sections,
+        labels=tuple(labels),
+        spans_key=spans_key,
+        threshold=None if threshold is None else float(threshold),
+        width=_width(component, config, len(labels)),
+    )
+
+
+def _width(component: Component, config: dict[str, Any], labels: int) -> int | None:
+    model = _resolve(config, component.sections.get("model"))
+    if not isinstance(model, dict) or _resolve(config, model.get("@architectures")) != SPACY_SPAN_CATEGORIZER:
+        return None
+    # spancat_singlelabel learns one more class, "no label"; its factory passes add_negative_label=True.
+    negative = _resolve(config, component.sections.get("add_negative_label"))
+    return labels + (component.factory == "spancat_singlelabel" if negative is None else bool(negative))
+
+
+def _function(config: Mapping[str, Any], *path: str) -> Any:
+    node: Any = config
+    for part in path:
+        node = _resolve(config, node.get(part)) if isinstance(node, dict) else None
+    return node
+
+
+def _json_object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise Rejected(f"is not whole JSON: {error.msg}", where=where) from None
+    if not isinstance(value, dict):
+        raise Rejected("is not a JSON object", where=where)
+    return value
+
+
+def _bad_config(problem: str) -> NoReturn:
+    raise Rejected(problem, where="config.cfg")

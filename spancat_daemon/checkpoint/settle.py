@@ -1,16 +1,49 @@
-"""The proof that a checkpoint is complete and of one generation (DESIGN.md, section 3: settling)."""
+"""The proof that a checkpoint is complete and of one generation (DESIGN.md, section 3: settling).
+
+spaCy writes a pipeline file by file, in place, ``vocab/lookups.bin`` last (`Language.to_disk`). So whenever a
+save is under way, or was cut off for ever, some file is missing or a file is newer than one that spaCy writes
+after it. Copies that keep times (``copytree`` to model-best) keep the order too.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
+from spancat_daemon.checkpoint.layout import expected_files, read_layout
+from spancat_daemon.checkpoint.wholeness import proof_for
+from spancat_daemon.errors import Rejected
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from spancat_daemon.checkpoint.layout import Layout
-    from spancat_daemon.checkpoint.tree import Source, Tree
+    from spancat_daemon.checkpoint.tree import Source, SourceFile, Tree
     from spancat_daemon.checkpoint.wholeness import ProofFactory
+
+Writer = Literal["spacy", "any"]
+
+# In every pipeline, whatever its components: enough to see most saves under way without parsing anything.
+_BEFORE_PIPES = ("tokenizer", "meta.json", "config.cfg")
+_ALWAYS = ("meta.json", "config.cfg", "vocab/strings.json", "vocab/lookups.bin")
+_AFTER_PIPES = (
+    "vocab/strings.json",
+    "vocab/vectors",
+    "vocab/key2row",
+    "vocab/vectors.cfg",
+    "vocab/lookups.bin",
+)
+
+_NS = 1_000_000_000
+# Stamps this far ahead come from another clock: a file server's, or ours before it was set back.
+_FOREIGN_CLOCK_S = 1.0
+_SECOND_LOOK_TICKS = 3
+
+CLOCK_REALTIME_COARSE = 5
+"""Linux's clock id (<linux/time.h>) of the clock that stamps files; Python's `time` does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +89,201 @@ class Unsettled:
 def examine(
     source: Source,
     *,
-    writer: Literal["spacy", "any"],
+    writer: Writer,
     settle_s: float,
     now_ns: Callable[[], int],
     previous: Tree | None = None,
+    unchanged_s: float | None = None,
 ) -> Settled | Unsettled:
     """Decide whether the checkpoint is settled; reads config.cfg, meta.json and cfg, stats all else.
+
+    Args:
+        source: the checkpoint.
+        writer: ``spacy``: proven by the order of times. ``any``: by a quiet time of ``settle_s``.
+        settle_s: that quiet time, seconds; unused with ``spacy``.
+        now_ns: the wall clock: the one that stamps files (`CLOCK_REALTIME_COARSE`) or a finer one.
+        previous: what the last look saw (`Unsettled.tree`), if there was one.
+        unchanged_s: for how long, by a monotonic clock, every look has seen exactly ``previous``; if given,
+            it decides about the quiet time and the wall clock does not matter.
 
     Raises:
         Rejected: it is not a spaCy pipeline, or holds something that can't be published.
         Moved: it changed while it was examined.
         Vanished: it is gone.
     """
-    raise NotImplementedError
+    # Before the scan: then a write after the scan can't carry a stamp from before this tick.
+    now = now_ns()
+    tree = source.scan()
+    found = _incomplete(tree, _ALWAYS)
+    if found is None and writer == "spacy":
+        found = _disorder(tree, [_present(tree, (path,)) for path in (*_BEFORE_PIPES, *_AFTER_PIPES)])
+    if found is None:
+        found = _young(tree, now, previous) if writer == "spacy" else None
+    if found is None and writer == "any":
+        found = _restless(tree, now, settle_s, previous, unchanged_s)
+    if found is not None:
+        return found
+    try:
+        layout = _layout(source, tree)
+    except _Missing as missing:
+        return _incomplete_without(missing.path, tree)
+    found = _incomplete(tree, expected_files(layout))
+    if found is None and writer == "spacy":
+        found = _disorder(tree, _slots(tree, layout))
+    if found is not None:
+        return found
+    proofs = {file.path: proof_for(file.path, layout) for file in tree.files}
+    newest_ns = max(file.stamp.mtime_ns for file in tree.files)
+    return Settled(source=source, tree=tree, layout=layout, newest_ns=newest_ns, proofs=proofs)
+
+
+def _incomplete(tree: Tree, expected: tuple[str, ...]) -> Unsettled | None:
+    for path in expected:
+        file = tree.by_path.get(path)
+        if file is None:
+            return _incomplete_without(path, tree)
+        # None of these files is ever empty: this one is just being written, or its writer died there.
+        if not file.stamp.size:
+            return Unsettled(f"{path} is empty", path, "incomplete", None, tree)
+    return None
+
+
+def _incomplete_without(path: str, tree: Tree) -> Unsettled:
+    return Unsettled(f"{path} is missing", path, "incomplete", None, tree)
+
+
+def _present(tree: Tree, paths: tuple[str, ...]) -> list[SourceFile]:
+    return [tree.by_path[path] for path in paths if path in tree.by_path]
+
+
+def _slots(tree: Tree, layout: Layout) -> list[list[SourceFile]]:
+    """The files in spaCy's write order, those of one pipe together.
+
+    Within a pipe's directory the order is the component's own affair; all of it comes after config.cfg and
+    before the next pipe. The same holds for a tokenizer that is a directory, and for vectors that are not
+    spaCy's, between the strings and the lookups. What else lies beside them (a README, a log, a folder of a
+    pipe that is no more) was not written by `Language.to_disk`, so nothing is known about its time: it is
+    copied and compared before and after like the rest, and can't make a checkpoint look torn for ever.
+    """
+    groups: dict[str, list[SourceFile]] = {}
+    for file in tree.files:
+        groups.setdefault(file.path.partition("/")[0], []).append(file)
+    vocab = groups.get("vocab", [])
+    slots = [groups.get(name, []) for name in (*_BEFORE_PIPES, *layout.pipeline)]
+    expected = expected_files(layout)
+    ordered = tuple(path for path in _AFTER_PIPES if path in expected)
+    others = [file for file in vocab if file.path not in ordered]
+    slots.append(_present(tree, ordered[:1]))
+    if others and len(ordered) == 2:  # vectors of another make
+        slots.append(others)
+    slots += [_present(tree, (path,)) for path in ordered[1:]]
+    return slots
+
+
+def _disorder(tree: Tree, slots: list[list[SourceFile]]) -> Unsettled | None:
+    """The first file that is newer than one which spaCy writes after it."""
+    for before, after in pairwise([slot for slot in slots if slot]):
+        newest = max(before, key=_mtime)
+        oldest = min(after, key=_mtime)
+        if _mtime(newest) > _mtime(oldest):
+            return Unsettled(
+                f"{newest.path} is newer than {oldest.path}, which spaCy writes after it: a save is under "
+                "way, was cut off, or this is a copy that did not keep the times",
+                newest.path,
+                "torn",
+                None,
+                tree,
+            )
+    return None
+
+
+def _mtime(file: SourceFile) -> int:
+    return file.stamp.mtime_ns
+
+
+def _young(tree: Tree, now: int, previous: Tree | None) -> Unsettled | None:
+    """Whether a file could be written once more without its stamp showing it.
+
+    The kernel stamps with the time of its last tick, so two writes within one tick look like one. Any write
+    sets ctime to the present tick, and nobody can set it otherwise: a file is safe once the tick of its ctime
+    is over. (mtime may lie in the future harmlessly, `copytree` and `touch` set it.)
+    """
+    newest = max(tree.files, key=lambda file: file.stamp.ctime_ns)
+    tick_s = time.clock_getres(CLOCK_REALTIME_COARSE)
+    left_s = (newest.stamp.ctime_ns - now) / _NS + tick_s
+    if left_s <= 0:
+        return None
+    if left_s < _FOREIGN_CLOCK_S:
+        return _busy("was written just now", newest, left_s, tree)
+    # Waiting for that clock could take hours. Two looks some ticks apart that saw the same will do.
+    if previous == tree:
+        return None
+    return _busy("has a time in the future", newest, _SECOND_LOOK_TICKS * tick_s, tree)
+
+
+def _restless(
+    tree: Tree, now: int, settle_s: float, previous: Tree | None, unchanged_s: float | None
+) -> Unsettled | None:
+    """Whether the quiet time is not over yet; always takes two looks.
+
+    ctime says when a file really changed (copies set mtime as they like), but by a clock that can be another
+    machine's or be set: so stamps alone never suffice, and stamps in the future never block.
+    """
+    newest = max(tree.files, key=lambda file: file.stamp.ctime_ns)
+    if previous != tree:
+        return _busy("may still be written", newest, settle_s, tree)
+    if unchanged_s is not None:
+        left_s = settle_s - unchanged_s
+    else:
+        age_s = (now - newest.stamp.ctime_ns) / _NS
+        left_s = settle_s - age_s if age_s >= 0 else 0.0
+    if left_s <= 0:
+        return None
+    return _busy("may still be written", newest, left_s, tree)
+
+
+def _busy(reason: str, file: SourceFile, retry_after_s: float, tree: Tree) -> Unsettled:
+    return Unsettled(f"{file.path} {reason}", file.path, "busy", retry_after_s, tree)
+
+
+class _Missing(Exception):  # noqa: N818  # not an error: carries the verdict out of read_layout
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+class _Cfgs(Mapping[str, bytes]):
+    """The pipes' cfg files, read when they are asked for."""
+
+    def __init__(self, source: Source, tree: Tree) -> None:
+        self._source = source
+        self._tree = tree
+
+    def __getitem__(self, name: str) -> bytes:
+        file = self._tree.by_path.get(f"{name}/cfg")
+        if file is None:
+            raise _Missing(f"{name}/cfg")
+        return self._source.read_small(file)
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.removesuffix("/cfg") for path in self._tree.by_path if path.endswith("/cfg"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _layout(source: Source, tree: Tree) -> Layout:
+    config_cfg = source.read_small(tree.by_path["config.cfg"])
+    meta_json = source.read_small(tree.by_path["meta.json"])
+    try:
+        return read_layout(config_cfg, meta_json, _Cfgs(source, tree))
+    except Rejected as error:
+        # What was read may be half of a save that began since: then that is the truth, and it comes again.
+        source.unchanged(tree)
+        where = error.where
+        if not where.startswith("/"):
+            where = f"{source.path}/{where}"
+        raise Rejected(error.reason, where=where, hint=error.hint) from None
