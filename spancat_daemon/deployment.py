@@ -48,6 +48,18 @@ QUIET_TRIGGERS = frozenset({"change", "startup"})
 Status = Literal["published", "unchanged", "unsettled", "vanished", "rejected", "failed", "abandoned"]
 
 
+CLOCK_REALTIME_COARSE = 5
+"""From linux/time.h; Python's time module has no name for it."""
+
+
+def file_clock_ns() -> int:
+    """The wall clock that Linux stamps files with: it moves once a tick (clock_gettime(2)).
+
+    A finer clock would be ahead of the stamp of a write that is still to come.
+    """
+    return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What came of one request for a snapshot.
@@ -90,7 +102,7 @@ class Deployment:
         has_logged: Callable[[str, str], bool] = lambda _rule, _sha256: False,
         holder: str = "spancat-daemon",
         monotonic: Callable[[], float] = time.monotonic,
-        now_ns: Callable[[], int] = time.time_ns,
+        now_ns: Callable[[], int] = file_clock_ns,
         durability: Durability = DURABLE,
     ) -> None:
         """Prepares to hold the folder of `target`; `has_logged` tells if the log file has a history line."""
@@ -224,7 +236,9 @@ class Deployment:
             tools=replace(self._tools, on_staging=lambda: self._tell_started(request)),
         )
         if isinstance(outcome, Unsettled):
-            self._known = replace(self._known, glimpse=outcome.tree)
+            if outcome.tree != self._known.glimpse:
+                now_s = self._tools.monotonic()
+                self._known = replace(self._known, glimpse=outcome.tree, glimpsed_s=now_s)
             return Result(
                 "unsettled",
                 self.live_id(),

@@ -84,11 +84,13 @@ class Known:
         live: stamps of the checkpoint whose content is live.
         refused: stamps of the one that was rejected last, and why.
         glimpse: stamps an unsettled checkpoint had at the last look; ``writer = "any"`` compares with them.
+        glimpsed_s: monotonic time of the first look in a row that saw them.
     """
 
     live: Tree | None = None
     refused: tuple[Tree, Rejected] | None = None
     glimpse: Tree | None = None
+    glimpsed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,12 @@ def take(
     watch = target.watch
     with Source.open(target.source) as source:
         settled = examine(
-            source, writer=watch.writer, settle_s=watch.settle, now_ns=tools.now_ns, previous=known.glimpse
+            source,
+            writer=watch.writer,
+            settle_s=watch.settle,
+            now_ns=tools.now_ns,
+            previous=known.glimpse,
+            unchanged_s=tools.monotonic() - known.glimpsed_s if known.glimpse is not None else None,
         )
         if isinstance(settled, Unsettled):
             return settled
