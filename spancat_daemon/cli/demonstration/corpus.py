@@ -1,12 +1,14 @@
-"""The training data of the demonstration: made-up sentences with products and places in them.
+"""The training data of the demonstration, made-up sentences with products and places, and its log of scores.
 
 ``spacy train --code`` runs this file in the trainer's process.
 """
 
 from __future__ import annotations
 
+import json
 import random
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spacy.tokens import Span
 from spacy.training import Example
@@ -14,6 +16,7 @@ from spacy.util import registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import IO
 
     from spacy.language import Language
 
@@ -86,3 +89,18 @@ def _filling(word: str, chance: random.Random, known: float) -> str:
             return chance.choice(PEOPLE)
         case _:
             return word
+
+
+@registry.loggers("spancat_daemon_demo.scores")  # type: ignore[untyped-decorator]  # spaCy's
+def scores(path: str) -> Callable[..., tuple[Callable[[dict[str, Any] | None], None], Callable[[], None]]]:
+    """Returns a logger that writes the step and score of each evaluation as a line of JSON, at once."""
+
+    def setup(_nlp: Language, _stdout: IO[str], _stderr: IO[str]) -> Any:
+        def log_step(info: dict[str, Any] | None) -> None:
+            if info is not None:
+                with Path(path).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": info["step"], "score": float(info["score"])}) + "\n")
+
+        return log_step, lambda: None
+
+    return setup

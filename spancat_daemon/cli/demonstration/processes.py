@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import spancat_daemon
 from spancat_daemon.errors import SpancatDaemonError
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
 # What systemd and the user's own deployment tell a daemon is not meant for the one of the demonstration.
@@ -34,7 +35,12 @@ _LAST_LINES = 15
 
 def environment() -> dict[str, str]:
     """The environment that the demonstration's processes run in."""
-    return {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN} | {
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_CHILDREN}
+    # They run this very code, however it was found
+    ours = str(Path(spancat_daemon.__file__).parent.parent)
+    paths = [ours, *filter(None, [inherited.get("PYTHONPATH")])]
+    return inherited | {
+        "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
     }
