@@ -56,7 +56,7 @@ def command(
             print_json(changes)
         elif changes:
             table(
-                ("", "from (UTC)", "to (UTC)", "release", "because", ">record"),
+                ("", "from (UTC)", "release", ">record", "because"),
                 [_row(change) for change in changes],
             )
         else:
@@ -91,19 +91,13 @@ def _row(change: dict[str, Any]) -> tuple[str, ...]:
         reason += ", forced"
     if change.get("changed") is False:
         reason += ", same content"
-    until = change["live_until"]
     return (
-        "" if until else "*",
-        _seconds(change["live_from"]),
-        _seconds(until) if until else "now",
+        "" if change["live_until"] else "*",
+        f"{datetime.fromisoformat(change['live_from']):%Y-%m-%d %H:%M:%S}",
         change["release"] or "nothing",
-        reason,
         str(change["history_seq"]),
+        reason,
     )
-
-
-def _seconds(time: str) -> str:
-    return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M:%S}"
 
 
 def _at(history: History, moment: datetime, *, json: bool) -> None:

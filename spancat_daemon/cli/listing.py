@@ -33,7 +33,6 @@ def command(context: typer.Context, rule: RuleArgument, json: JsonOption = False
             (
                 "",
                 "release",
-                "created (UTC)",
                 ">age",
                 "trigger",
                 ">size",
@@ -111,7 +110,6 @@ def _row(entry: dict[str, Any], metric: str, now: datetime) -> tuple[str, ...]:
     return (
         "*" if entry["live"] else "",
         entry["id"],
-        f"{created:%Y-%m-%d %H:%M:%S}",
         age_text(created, now),
         f"{entry['trigger']}{' forced' if entry['forced'] else ''}",
         size_text(entry["bytes"]),

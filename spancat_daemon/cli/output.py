@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_WIDEST = 10_000
+_NARROWEST = 12  # columns that the last column of a table can be folded to
+
 
 def say(message: str) -> None:
     """Prints a message for the user on standard error, with the program's name."""
@@ -60,16 +63,24 @@ def _ruled(columns: Sequence[str], titles: Sequence[str], rows: Sequence[Sequenc
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     for column, title in zip(columns, titles, strict=True):
-        grid.add_column(title, justify="right" if column.startswith(">") else "left", overflow="fold")
+        grid.add_column(
+            title,
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=title != titles[-1],
+            overflow="fold",
+            min_width=_NARROWEST if title == titles[-1] else None,
+        )
     for row in rows:
         # Text, because a string would be read as markup
         grid.add_row(
             *(Text(_printable(cell, sys.stdout)) for cell in row),
             style="bold green" if row[0] == "*" else None,
         )
-    Console().print(grid)
+    # The last column folds; ids are never cut, so that they can be copied: the terminal breaks their lines
+    needed = Console(width=_WIDEST).measure(grid).minimum
+    Console(width=max(Console().width, needed)).print(grid)
 
 
 def _printable(text: str, stream: Any) -> str:

@@ -32,7 +32,7 @@ def command(
         return
     gone = "would go" if dry_run else "removed"
     table(
-        ("release", "", "because"),
+        ("release", "verdict", "because"),
         [
             (
                 verdict["id"],

@@ -110,9 +110,9 @@ def _show(status: dict[str, Any], *, now: datetime) -> None:
             ">since",
             ">releases",
             "state",
-            ">last success",
-            ">last failure",
-            "next schedule (UTC)",
+            ">success",
+            ">failure",
+            "next (UTC)",
         ),
         [
             (
