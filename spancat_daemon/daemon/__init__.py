@@ -1,0 +1,1 @@
+"""The service: its loop, its workers, and the socket that commands talk to it through."""
