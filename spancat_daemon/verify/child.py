@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -81,7 +81,7 @@ class LoadVerdict:
         return {"spacy": self.spacy, "thinc": self.thinc, "python": self.python, "numpy": self.numpy}
 
 
-def load_release(  # noqa: PLR0913  # what to check, and the limits
+def load_release(
     path: Path,
     component: str,
     model_sha256: str,
@@ -156,6 +156,8 @@ class LoaderProcess:
 
     def ask(self, request: Mapping[str, Any], *, timeout_s: float) -> LoadVerdict:
         """Send a request and wait for its verdict; see `load_release`."""
+        if not self.alive:
+            return LoadVerdict(ok=False, reason="the loader has ended")
         begun = time.monotonic()
         answer = self._pipes.exchange(json.dumps(request).encode() + b"\n", begun + timeout_s)
         if answer is None and not self._pipes.ended:
@@ -206,22 +208,29 @@ class LoaderProcess:
         return f"the loader was ended by {name} before its verdict{why}"
 
 
-@dataclass(slots=True)
 class _Pipes:
-    """The child's three streams, read and written without ever blocking on one of them."""
+    """The child's three streams, read and written without ever blocking on one of them.
 
-    process: subprocess.Popen[bytes]
-    stderr: bytearray = field(default_factory=bytearray)
-    ended: bool = False
-    _received: bytearray = field(default_factory=bytearray)
+    Attributes:
+        stderr: the end of what came on standard error.
+        ended: there will be no more answers.
+    """
 
-    def __post_init__(self) -> None:
-        for stream in self._streams():
-            os.set_blocking(stream, False)
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None  # noqa: S101  # all are pipes, see the constructor above
+        assert process.stdout is not None  # noqa: S101
+        assert process.stderr is not None  # noqa: S101
+        self._files = (process.stdin, process.stdout, process.stderr)
+        self._numbers = tuple(file.fileno() for file in self._files)
+        for number in self._numbers:
+            os.set_blocking(number, False)
+        self._received = bytearray()
+        self.stderr = bytearray()
+        self.ended = False
 
     def exchange(self, request: bytes, deadline: float) -> bytes | None:
         """Return the next line of answer; None at the deadline or, with `ended`, at the end of answers."""
-        stdin, stdout, stderr = self._streams()
+        stdin, stdout, stderr = self._numbers
         with selectors.DefaultSelector() as selector:
             selector.register(stdin, selectors.EVENT_WRITE)
             selector.register(stdout, selectors.EVENT_READ)
@@ -239,24 +248,17 @@ class _Pipes:
                         self._listen(stderr)
                         return None
                 line, end, rest = self._received.partition(b"\n")
-                if end:
+                if end or len(line) > _MAX_ANSWER_BYTES:
                     self._received = rest
                     return bytes(line)
         return None
 
     def close(self) -> None:
-        self._listen(self._streams()[2])
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-
-    def _streams(self) -> tuple[int, int, int]:
-        process = self.process
-        assert process.stdin is not None  # noqa: S101  # all are pipes, see the constructor above
-        assert process.stdout is not None  # noqa: S101
-        assert process.stderr is not None  # noqa: S101
-        return process.stdin.fileno(), process.stdout.fileno(), process.stderr.fileno()
+        if not self._files[2].closed:
+            self._listen(self._numbers[2])
+        for file in self._files:
+            with contextlib.suppress(BrokenPipeError):
+                file.close()
 
     @staticmethod
     def _send(stdin: int, request: bytes) -> bytes:
@@ -268,13 +270,13 @@ class _Pipes:
             return b""  # it is ending; its other streams tell how
 
     def _receive(self, stdout: int) -> bool:
-        """Take what is there; False at the end, and when it is more than any answer."""
+        """Take what is there; False when there will be no more."""
         try:
             chunk = os.read(stdout, 1 << 16)
         except BlockingIOError:
             return True
         self._received += chunk
-        self.ended = not chunk or len(self._received) > _MAX_ANSWER_BYTES
+        self.ended = not chunk
         return not self.ended
 
     def _listen(self, stderr: int) -> bool:
