@@ -121,7 +121,7 @@ def _modes(at: Path, table: Mapping[str, Any], bad: AbstractSet[Path]) -> Iterat
 def _placeholders(at: Path, source: str, deploy: str, written: str) -> Iterator[Finding]:
     names = patterns.wildcards(source)
     path = (*at, "deploy")
-    if any(character in deploy for character in "*?"):
+    if any(character in written for character in "*?"):
         hint = "write {1} for what the first wildcard of source matched" if names else "name one folder"
         yield Finding(path, f"deploy can't hold wildcards; {hint}")
     used = [int(number) for number in patterns.PLACEHOLDER.findall(written)]

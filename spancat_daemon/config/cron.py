@@ -17,7 +17,7 @@ _WEEKDAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LONGEST_MONTHS: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _ITEM: Final = re.compile(
     r"(?:(?P<every>\*)|(?P<first>[0-9a-z]+)(?:-(?P<last>[0-9a-z]+))?)(?:/(?P<step>[0-9]{1,4}))?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _SHORTHANDS: Final = MappingProxyType(
     {

@@ -144,8 +144,9 @@ def _wanted(path: Path, error: ErrorDetails) -> str:
         return ": a rule begins with [[watch]], in two brackets, and its [watch.keep] stands below it"
     if kind == "literal_error":
         allowed = _choices(path)
-        found = repr(given) if isinstance(given, str) else _kind_of(given)
-        return f" must be {one_of(allowed)}, not {found}{nearest(given, allowed) if isinstance(given, str) else ''}"
+        text = isinstance(given, str)
+        found = f"{given!r}{nearest(given, allowed)}" if text else _kind_of(given)
+        return f" must be {one_of(allowed)}, not {found}"
     if kind in {"greater_than_equal", "less_than_equal"}:
         return f" must be at least {bounds['ge']}" if "ge" in bounds else f" must be at most {bounds['le']}"
     for prefix, wanted in _KINDS:

@@ -246,7 +246,8 @@ class _Reading:
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 path = diagnosis.path_of(detail)
-                if path in self.bad:
+                # a value without its variable is no value; a key that does not exist is wrong all the same
+                if path in self.bad and detail["type"] != "extra_forbidden":
                     continue
                 self.bad.add(path)
                 if path == ("watch",) and detail["type"] == "missing":

@@ -105,7 +105,7 @@ class _Table(BaseModel):
 
 
 class DaemonSettings(_Table):
-    """The daemon itself. ``load`` makes its paths absolute."""
+    """The daemon itself."""
 
     state_dir: Path = Path("var")
     """Where the daemon keeps its own state. $STATE_DIRECTORY, as set by systemd, wins."""
@@ -202,7 +202,7 @@ Schedule = Annotated[
 class Keep(_Table):
     """Retention: a release stays if any line wants it. The live one and the one before it always stay.
 
-    Each line that is not written keeps its default, so ``daily = 7`` alone also keeps the last 5. A table
+    Each line that is not written keeps its default, so daily = 7 alone also keeps the last 5. A table
     with nothing in it keeps everything.
     """
 

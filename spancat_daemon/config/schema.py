@@ -30,27 +30,33 @@ def json_schema() -> dict[str, Any]:
 
 
 def _as_written(node: Any) -> Any:
-    """The schema of values as text of the file, instead of as the Python values they become."""
+    """The schema of values as the text of the file, instead of as the Python values they become."""
     if isinstance(node, list):
         return [_as_written(item) for item in node]
     if not isinstance(node, dict):
         return node
     node = {key: value if key == "default" else _as_written(value) for key, value in node.items()}
-    # a field's docstring is meant for the schema; a title that repeats its name is not
-    if node.get("type") != "object":
-        node.pop("title", None)
     if "anyOf" in node and {"type": "null"} in node["anyOf"]:  # TOML has no null: an absent path is ""
-        node.pop("anyOf")
+        del node["anyOf"]
         node |= {"type": "string", "default": ""}
     if node.get("format") == "path":
-        node.pop("format")
-        node["default"] = "" if node["default"] == "." else node["default"]
-    pattern = node.get("pattern")
-    if pattern == units.DURATION_PATTERN and "default" in node:
-        node["default"] = units.format_duration(node["default"])
-    if pattern == units.SIZE_PATTERN and "default" in node:
-        node["default"] = units.format_size(node["default"])
+        del node["format"]
+    if node.get("type") != "object":
+        node.pop("title", None)  # repeats the name of the key
+    if "default" in node:
+        node["default"] = _default_as_written(node)
+        if isinstance(node["default"], dict):  # a table that is left out is described by its own keys
+            del node["default"]
     for constraint in ("pattern", "enum"):
         if constraint in node:
             node["anyOf"] = [{constraint: node.pop(constraint)}, {"pattern": _VARIABLE}]
     return node
+
+
+def _default_as_written(node: dict[str, Any]) -> Any:
+    default, pattern = node["default"], node.get("pattern")
+    if pattern == units.DURATION_PATTERN:
+        return units.format_duration(default)
+    if pattern == units.SIZE_PATTERN:
+        return units.format_size(default)
+    return "" if default == "." else default

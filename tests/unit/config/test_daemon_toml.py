@@ -1,0 +1,140 @@
+"""The daemon.toml that is shipped says what the program does without it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+
+from spancat_daemon.config import units
+from spancat_daemon.config.load import parse
+from spancat_daemon.config.model import (
+    CronSchedule,
+    DaemonSettings,
+    IntervalSchedule,
+    Keep,
+    LogSettings,
+    Watch,
+)
+from spancat_daemon.config.problems import ConfigurationError
+from spancat_daemon.config.schema import json_schema
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+SHIPPED = Path(__file__).parents[3] / "daemon.toml"
+TEXT = SHIPPED.read_text(encoding="utf-8")
+UNCOMMENTED = re.sub(r"^#(?=[a-z_]+ = )", "", TEXT, flags=re.MULTILINE)
+REQUIRED = {"name", "source", "deploy"}
+BARE = '[[watch]]\nname = "products"\nsource = "runs/products/model-best"\ndeploy = "models/products"\n'
+MODELS: list[type[BaseModel]] = [DaemonSettings, LogSettings, Watch, Keep]
+
+
+def tables(text: str) -> list[dict[str, Any]]:
+    data = tomllib.loads(text)
+    (watch,) = data["watch"]
+    return [data["daemon"], data["log"], watch, watch["keep"]]
+
+
+def test_it_is_what_a_file_with_nothing_but_the_rule_means() -> None:
+    assert parse(TEXT, SHIPPED, {}) == parse(BARE, SHIPPED, {})
+
+
+def test_every_key_is_in_it() -> None:
+    for model, table in zip(MODELS, tables(UNCOMMENTED), strict=True):
+        assert list(table) == list(model.model_fields)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_every_key_stands_there_with_its_default(index: int) -> None:
+    model = MODELS[index]
+    table = tables(TEXT)[index]
+    for key, value in table.items():
+        if key in REQUIRED | {"keep"}:
+            continue
+        written = {**tables(BARE + "[daemon]\n[log]\n[watch.keep]\nlast = 1\n")[index], key: value}
+        # the empty path stands for none
+        if value == "":
+            written.pop(key)
+        default = model.model_fields[key].default
+        assert getattr(model.model_validate(written, context={"file": True}), key) == default, key
+
+
+def test_what_is_commented_out_is_valid_and_only_that_which_has_to_be() -> None:
+    assert set(tables(UNCOMMENTED)[2]) - set(tables(TEXT)[2]) == {"settle", "schedule"}
+    assert units.seconds(tables(UNCOMMENTED)[2]["settle"]) == Watch.model_fields["settle"].default
+    with pytest.raises(ConfigurationError, match='settle goes with writer = "any"'):
+        parse(UNCOMMENTED, SHIPPED, {})
+    (watch,) = parse(UNCOMMENTED.replace('writer = "spacy"', 'writer = "any"'), SHIPPED, {}).watch
+    assert watch.settle == Watch.model_fields["settle"].default
+    cron, interval = watch.schedule
+    assert isinstance(cron, CronSchedule)
+    assert isinstance(interval, IntervalSchedule)
+    shown = tables(UNCOMMENTED)[2]["schedule"][0]
+    assert {key: shown[key] for key in ("timezone", "force")} == {
+        key: CronSchedule.model_fields[key].default for key in ("timezone", "force")
+    }
+
+
+def test_every_key_has_its_line_of_explanation() -> None:
+    for number, line in enumerate(TEXT.splitlines(), start=1):
+        if re.match(r"#?[a-z_]+ = ", line) and "schedule" not in line:
+            assert re.search(r"(?<!^)# \S{1,}.{10,}", line), f"line {number}"
+
+
+def test_the_schema_accepts_it_commented_or_not() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(tomllib.loads(TEXT))
+    validator.validate(tomllib.loads(UNCOMMENTED.replace('writer = "spacy"', 'writer = "any"')))
+    assert not validator.is_valid(tomllib.loads(UNCOMMENTED))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "poll = 5",
+        "poll = '5x'",
+        "contnts = 1",
+        "swap = 'x'",
+        "on_change = 'a'",
+        "keep = { last = -1 }",
+        "name = '-'",
+        "settle = '1s'",
+        "schedule = [{ every = '1h', timezone = 'UTC' }]",
+        "schedule = [{ cron = '@daily', every = '1h' }]",
+        "schedule = [{}]",
+    ],
+)
+def test_the_schema_refuses_what_is_refused(line: str) -> None:
+    text = f"{BARE.replace('name', '#') if line.startswith('name') else BARE}{line}\n"
+    assert not jsonschema.Draft202012Validator(json_schema()).is_valid(tomllib.loads(text))
+    with pytest.raises(ConfigurationError):
+        parse(text, SHIPPED, {})
+
+
+def test_the_schema_knows_that_variables_are_filled_in() -> None:
+    text = BARE + 'poll = "${POLL}"\nswap = "${SWAP:-symlink}"\n'
+    jsonschema.Draft202012Validator(json_schema()).validate(tomllib.loads(text))
+
+
+def test_the_schema_explains_every_key_and_gives_its_default() -> None:
+    schema = json_schema()
+    models: list[type[BaseModel]] = [*MODELS, CronSchedule, IntervalSchedule]
+    for model in models:
+        node = schema["$defs"][model.__name__]
+        assert list(node["properties"]) == list(model.model_fields)
+        assert node["description"]
+        for key, field in node["properties"].items():
+            assert field["description"], key
+            assert ("default" in field) == (key not in {*REQUIRED, "cron", "every", "keep"}), key
+    for name, table in zip(("DaemonSettings", "LogSettings"), tables(TEXT)[:2], strict=True):
+        for key, value in table.items():
+            assert schema["$defs"][name]["properties"][key]["default"] == value
+    assert set(schema["properties"]) == {"daemon", "log", "watch"}
+    assert schema["required"] == ["watch"]
