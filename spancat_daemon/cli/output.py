@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_WIDEST = 10_000
 _NARROWEST = 12  # columns that the last column of a table can be folded to
 
 
@@ -43,12 +43,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """
     from spancat_daemon.observe.render import columns as display_width  # noqa: PLC0415  # see _printable
 
-    titles = [column.removeprefix(">") for column in columns]
-    if sys.stdout.isatty():
-        _ruled(columns, titles, rows)
+    lines = [
+        [column.removeprefix(">") for column in columns],
+        *([_printable(cell, sys.stdout) for cell in row] for row in rows),
+    ]
+    widths = [max(display_width(line[position]) for line in lines) for position in range(len(columns))]
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        _ruled(columns, lines, widths)
         return
-    lines = [titles, *([_printable(cell, sys.stdout) for cell in row] for row in rows)]
-    widths = [max(display_width(line[position]) for line in lines) for position in range(len(titles))]
     for line in lines:
         cells = []
         for column, cell, width in zip(columns, line, widths, strict=True):
@@ -57,30 +59,27 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 
-def _ruled(columns: Sequence[str], titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _ruled(columns: Sequence[str], lines: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
     from rich import box  # noqa: PLC0415  # only on a terminal
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    titles, *rows = lines
+    terminal = Console()
+    # Only the last column folds. Ids are never cut, so that they can be copied: the terminal breaks lines
+    *fixed, last = widths
+    taken = sum(fixed) + 3 * len(widths)
+    last = min(last, max(terminal.width - taken, _NARROWEST))
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
-    for column, title in zip(columns, titles, strict=True):
+    for column, title, width in zip(columns, titles, (*fixed, last), strict=True):
         grid.add_column(
-            title,
-            justify="right" if column.startswith(">") else "left",
-            no_wrap=title != titles[-1],
-            overflow="fold",
-            min_width=_NARROWEST if title == titles[-1] else None,
+            title, justify="right" if column.startswith(">") else "left", width=width, overflow="fold"
         )
     for row in rows:
         # Text, because a string would be read as markup
-        grid.add_row(
-            *(Text(_printable(cell, sys.stdout)) for cell in row),
-            style="bold green" if row[0] == "*" else None,
-        )
-    # The last column folds; ids are never cut, so that they can be copied: the terminal breaks their lines
-    needed = Console(width=_WIDEST).measure(grid).minimum
-    Console(width=max(Console().width, needed)).print(grid)
+        grid.add_row(*map(Text, row), style="bold green" if row[0] == "*" else None)
+    Console(width=max(terminal.width, taken + last)).print(grid)
 
 
 def _printable(text: str, stream: Any) -> str:
