@@ -242,7 +242,7 @@ class Deployment:
             return Result(
                 "unsettled",
                 self.live_id(),
-                f"{outcome.path}: {outcome.reason}" if outcome.path else outcome.reason,
+                outcome.reason,
                 retry_after_s=outcome.retry_after_s,
                 kind=outcome.kind,
                 tree=outcome.tree,
