@@ -130,7 +130,7 @@ class Directories:
     @property
     def alive(self) -> bool:
         """Whether the reader thread runs. One that hangs is alive too: only the canary finds that."""
-        return self._reader.is_alive()
+        return self._reader.is_alive() and self._reader.should_keep_running()
 
     @property
     def thread(self) -> threading.Thread:
@@ -279,7 +279,10 @@ class Directories:
             if gone or (entry and interest.matches(name)):
                 self._on_change(key, True)  # noqa: FBT003  # (key, moved)
             elif interest.contents:
-                self._on_change(key, entry and bool(mask & Bits.IN_ISDIR))
+                # A directory that came, went, or can be read only now.
+                self._on_change(
+                    key, bool(mask & Bits.IN_ISDIR) and bool(mask & (ENTRY_BITS | Bits.IN_ATTRIB))
+                )
 
     # -- the kernel --
 

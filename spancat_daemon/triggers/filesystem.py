@@ -35,7 +35,7 @@ class FilesystemTrigger:
     Guarantees, while it runs and `check` is called every few seconds:
 
     * After every change of a watched checkpoint `on_dirty` is called, in milliseconds where the kernel
-      gives events, else within the poll period. It is called too often rather than too seldom: it means "scan".
+      gives events, else within the poll period. It is called too often rather than too seldom.
     * That holds through removal, new creation, moves and re-targeted links of the checkpoint or of any
       directory on the way to it, and for paths that do not exist yet.
     * Where events are lost or not to be had (queue overflow, limits of watches or instances, unreadable
@@ -79,6 +79,7 @@ class FilesystemTrigger:
         self._reader_delay_s = 0.0
         self._canary_touched = self._canary_read = self._canary_back = monotonic()
         self._canary_due = False
+        self._canary_error = ""
 
     # -- for the service --
 
@@ -175,25 +176,22 @@ class FilesystemTrigger:
         self._deliver(out)
 
     def touch_canary(self) -> None:
-        """Touches the canary file, which is to come back as an event through the same reader and keeper."""
+        """Touches the canary file, which is to come back as an event through the same reader and keeper.
+
+        Where no watch is left for it, and so much is polled, only the keeper has to prove itself. A file that
+        can't be touched does not come back: the daemon's own state directory is unusable.
+        """
         with self._lock:
             if not self._running:
                 return
-            if self._directories is None:  # everything is polled: then only the keeper has to prove itself
-                self._canary_due = True
-                self._wake.set()
-                return
-            try:
-                fd = os.open(self._canary_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                try:
-                    self._directories.watch_canary(fd)
-                    self._canary_touched = self._monotonic()
-                    os.utime(fd)
-                finally:
-                    os.close(fd)
-            except OSError as error:
-                # The age grows, and with it the service's doubt: its own state directory is unusable.
+            error = self._touch(self._directories)
+            if error is None or error.errno in {errno.ENOSPC, errno.ENOMEM}:
+                if self._directories is None or error is not None:
+                    self._canary_due = True
+                    self._wake.set()
+            elif str(error) != self._canary_error:
                 logger.warning("the canary file %s can't be touched: %s", self._canary_path, error)
+            self._canary_error = str(error or "")
 
     def canary_age_s(self) -> float:
         """Seconds since the canary last came back, or since the start."""
@@ -275,27 +273,33 @@ class FilesystemTrigger:
 
     # -- with the lock held --
 
+    def _touch(self, directories: Directories | None) -> OSError | None:
+        if directories is None:
+            return None
+        try:
+            fd = os.open(self._canary_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                directories.watch_canary(fd)
+                self._canary_touched = self._monotonic()
+                os.utime(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            return error
+        return None
+
     def _look(self, key: str, out: Outbox) -> None:
         """Brings the watches of one key up to date with the disk."""
-        state = self._states[key]
-        if state.polls or self._directories is None:
-            if self._poller is not None:
-                self._poller.set(key, state.way, state.watched.poll_s or FALLBACK_POLL_S)
-            if state.polls and self._directories is not None:
-                self._directories.release(key)
-            if not state.polls:
-                self._note_fault(state, self._reader_fault, out)
-            if not state.started:
-                state.root, checkpoints = where(state.watched)
-                state.checkpoints = checkpoints or frozenset()
-                self._started(state, out, by="polling")
+        state, directories = self._states[key], self._directories
+        if state.polls or directories is None:
+            self._look_by_polling(state, out)
             return
-        found, changed = self._claim(state, self._directories)
+        found, changed = self._claim(state, directories)
+        if not directories.alive:  # its errors say nothing of this key; check() brings a new one
+            out.dirty[key] = None
+            return
         fault = found.faults[0] if found.faults else None
-        if fault is None and self._poller is not None:
-            self._poller.remove(key)
-        elif self._poller is not None:
-            self._poller.set(key, state.way, FALLBACK_POLL_S)
+        self._poll(state, FALLBACK_POLL_S if fault is not None else 0)
         if not state.started:
             state.root = found.root
             state.checkpoints = frozenset(found.checkpoints)
@@ -305,6 +309,23 @@ class FilesystemTrigger:
             out.dirty[key] = None
         self._note(state, found, out)
         self._note_fault(state, fault, out)
+
+    def _look_by_polling(self, state: State, out: Outbox) -> None:
+        self._poll(state, state.watched.poll_s or FALLBACK_POLL_S)
+        if not state.polls:
+            self._note_fault(state, self._reader_fault, out)
+        elif self._directories is not None:
+            self._directories.release(state.watched.key)  # of what had its name before
+        if not state.started:
+            state.root, checkpoints = where(state.watched)
+            state.checkpoints = checkpoints or frozenset()
+            self._started(state, out, by="polling")
+
+    def _poll(self, state: State, period_s: float) -> None:
+        if self._poller is not None and period_s > 0:
+            self._poller.set(state.watched.key, state.way, period_s)
+        elif self._poller is not None:
+            self._poller.remove(state.watched.key)
 
     def _claim(self, state: State, directories: Directories) -> tuple[Footprint, bool]:
         key, watched = state.watched.key, state.watched
@@ -402,6 +423,7 @@ class FilesystemTrigger:
             self._delay_reader()
         else:
             self._reader_fault = None
+            self._touch(self._directories)  # before all others, so that at the limit it has its watch
 
     def _delay_reader(self) -> None:
         self._reader_delay_s = min(max(self._reader_delay_s * 2, 1.0), LONGEST_RETRY_S)

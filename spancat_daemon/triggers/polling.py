@@ -93,7 +93,7 @@ class Poller:
         self._stopped = False
 
     def set(self, key: str, way: Route, period_s: float) -> None:
-        """Polls `way` for `key` from now on; the first poll, at once, only takes the measure."""
+        """Polls `way` for `key` from now on. The first, at once, counts as a change."""
         with self._condition:
             old = self._polled.get(key)
             if old is not None and (old.way, old.period_s) == (way, period_s):
@@ -152,6 +152,6 @@ class Poller:
         with self._condition:
             if self._polled.get(key) is not polled:
                 return
-        self._on_found(key, found, old is not None and old != new)
+        self._on_found(key, found, old != new)
         # Counted from the end of the poll: a slow tree takes at most half of one thread.
         polled.due = max(polled.due, time.monotonic() + polled.period_s / 2)

@@ -272,13 +272,13 @@ class ScheduleTrigger:
 
     # -- scheduler thread --
 
-    def _tick(self, _when: datetime) -> None:
+    def _tick(self, _when: datetime | None = None) -> None:
         self._ticked = self._clock.monotonic()
         self._restart_delay_s = _FIRST_RESTART_S
 
-    def _run(self, key: str, force: bool, when: datetime) -> None:
-        late_s = (self._clock.now() - when).total_seconds()
-        if late_s > LATE_S:
+    def _run(self, key: str, force: bool, when: datetime | None = None) -> None:
+        late_s = (self._clock.now() - when).total_seconds() if when is not None else 0.0
+        if when is not None and late_s > LATE_S:
             self._say(
                 key, scheduled_for=when.isoformat(), late_s=round(late_s, 3), reason="late; it runs now"
             )
