@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import configparser
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
@@ -131,23 +131,24 @@ def read_layout(config_cfg: bytes, meta_json: bytes, cfgs: Mapping[str, bytes]) 
     Args:
         config_cfg: bytes of config.cfg.
         meta_json: bytes of meta.json.
-        cfgs: bytes of ``<pipe>/cfg`` by pipe name; only the span categorizers' are looked up.
+        cfgs: bytes of ``<pipe>/cfg`` by pipe name, at least of the span categorizers.
 
     Raises:
         Rejected: one of them is not what spaCy writes, or they contradict each other. ``where`` is the file
             relative to the checkpoint.
     """
+    return with_span_categorizers(read_outline(config_cfg, meta_json), cfgs)
+
+
+def read_outline(config_cfg: bytes, meta_json: bytes) -> Layout:
+    """Read a layout whose span categorizers are plain components yet: enough for `expected_files`.
+
+    Raises:
+        Rejected: as `read_layout`.
+    """
     config = parse_config(config_cfg)
     meta = _json_object(meta_json, "meta.json")
     lang, pipeline, components = _pipeline(config)
-    for name in pipeline:
-        component = components[name]
-        if component.factory in FACTORIES:
-            components[name] = _span_categorizer(component, config, meta, cfgs)
-            # spaCy loads a pipeline whose listener has no upstream without a word, and it predicts nothing.
-            for upstream in component.listens_to:
-                if upstream not in pipeline[: pipeline.index(name)]:
-                    _bad_config(f"{name} listens to {upstream!r}, which is not a pipe before it")
     metrics = meta.get("performance")
     return Layout(
         lang=lang,
@@ -158,6 +159,25 @@ def read_layout(config_cfg: bytes, meta_json: bytes, cfgs: Mapping[str, bytes]) 
         config=config,
         meta=meta,
     )
+
+
+def with_span_categorizers(outline: Layout, cfgs: Mapping[str, bytes]) -> Layout:
+    """Complete an outline with what the span categorizers' cfg say.
+
+    Raises:
+        Rejected: as `read_layout`.
+    """
+    components = dict(outline.components)
+    for place, name in enumerate(outline.pipeline):
+        component = components[name]
+        if component.factory not in FACTORIES:
+            continue
+        components[name] = _span_categorizer(component, outline.config, outline.meta, cfgs)
+        # spaCy loads a pipeline whose listener has no upstream without a word, and it predicts nothing.
+        for upstream in component.listens_to:
+            if upstream not in outline.pipeline[:place]:
+                _bad_config(f"{name} listens to {upstream!r}, which is not a pipe before it")
+    return replace(outline, components=components)
 
 
 def expected_files(layout: Layout) -> tuple[str, ...]:
@@ -316,7 +336,7 @@ def _listeners(config: dict[str, Any], section: dict[str, Any]) -> Iterator[tupl
 
 
 def _span_categorizer(
-    component: Component, config: dict[str, Any], meta: Mapping[str, Any], cfgs: Mapping[str, bytes]
+    component: Component, config: Mapping[str, Any], meta: Mapping[str, Any], cfgs: Mapping[str, bytes]
 ) -> SpanCategorizer:
     name, where = component.name, f"{component.name}/cfg"
     if name not in cfgs:
@@ -361,7 +381,7 @@ def _span_categorizer(
     )
 
 
-def _width(component: Component, config: dict[str, Any], labels: int) -> int | None:
+def _width(component: Component, config: Mapping[str, Any], labels: int) -> int | None:
     model = _resolve(config, component.sections.get("model"))
     if not isinstance(model, dict) or _resolve(config, model.get("@architectures")) != SPACY_SPAN_CATEGORIZER:
         return None

@@ -8,17 +8,22 @@ after it. Copies that keep times (``copytree`` to model-best) keep the order too
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from spancat_daemon.checkpoint.layout import expected_files, read_layout
+from spancat_daemon.checkpoint.layout import (
+    FACTORIES,
+    expected_files,
+    read_outline,
+    with_span_categorizers,
+)
 from spancat_daemon.checkpoint.wholeness import proof_for
 from spancat_daemon.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from spancat_daemon.checkpoint.layout import Layout
     from spancat_daemon.checkpoint.tree import Source, SourceFile, Tree
@@ -123,15 +128,14 @@ def examine(
         found = _restless(tree, now, settle_s, previous, unchanged_s)
     if found is not None:
         return found
-    try:
-        layout = _layout(source, tree)
-    except _Missing as missing:
-        return _incomplete_without(missing.path, tree)
-    found = _incomplete(tree, expected_files(layout))
-    if found is None and writer == "spacy":
-        found = _disorder(tree, _slots(tree, layout))
-    if found is not None:
-        return found
+    with _placed(source, tree):
+        outline = _outline(source, tree)
+        found = _incomplete(tree, expected_files(outline))
+        if found is None and writer == "spacy":
+            found = _disorder(tree, _slots(tree, outline))
+        if found is not None:
+            return found
+        layout = with_span_categorizers(outline, _cfgs(source, tree, outline))
     proofs = {file.path: proof_for(file.path, layout) for file in tree.files}
     newest_ns = max(file.stamp.mtime_ns for file in tree.files)
     return Settled(source=source, tree=tree, layout=layout, newest_ns=newest_ns, proofs=proofs)
@@ -141,15 +145,11 @@ def _incomplete(tree: Tree, expected: tuple[str, ...]) -> Unsettled | None:
     for path in expected:
         file = tree.by_path.get(path)
         if file is None:
-            return _incomplete_without(path, tree)
+            return Unsettled(f"{path} is missing", path, "incomplete", None, tree)
         # None of these files is ever empty: this one is just being written, or its writer died there.
         if not file.stamp.size:
             return Unsettled(f"{path} is empty", path, "incomplete", None, tree)
     return None
-
-
-def _incomplete_without(path: str, tree: Tree) -> Unsettled:
-    return Unsettled(f"{path} is missing", path, "incomplete", None, tree)
 
 
 def _present(tree: Tree, paths: tuple[str, ...]) -> list[SourceFile]:
@@ -246,44 +246,23 @@ def _busy(reason: str, file: SourceFile, retry_after_s: float, tree: Tree) -> Un
     return Unsettled(f"{file.path} {reason}", file.path, "busy", retry_after_s, tree)
 
 
-class _Missing(Exception):  # noqa: N818  # not an error: carries the verdict out of read_layout
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
-
-
-class _Cfgs(Mapping[str, bytes]):
-    """The pipes' cfg files, read when they are asked for."""
-
-    def __init__(self, source: Source, tree: Tree) -> None:
-        self._source = source
-        self._tree = tree
-
-    def __getitem__(self, name: str) -> bytes:
-        file = self._tree.by_path.get(f"{name}/cfg")
-        if file is None:
-            raise _Missing(f"{name}/cfg")
-        return self._source.read_small(file)
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __iter__(self) -> Iterator[str]:
-        return (path.removesuffix("/cfg") for path in self._tree.by_path if path.endswith("/cfg"))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def _layout(source: Source, tree: Tree) -> Layout:
+def _outline(source: Source, tree: Tree) -> Layout:
     config_cfg = source.read_small(tree.by_path["config.cfg"])
-    meta_json = source.read_small(tree.by_path["meta.json"])
+    return read_outline(config_cfg, source.read_small(tree.by_path["meta.json"]))
+
+
+def _cfgs(source: Source, tree: Tree, outline: Layout) -> dict[str, bytes]:
+    names = [name for name in outline.pipeline if outline.components[name].factory in FACTORIES]
+    return {name: source.read_small(tree.by_path[f"{name}/cfg"]) for name in names}
+
+
+@contextmanager
+def _placed(source: Source, tree: Tree) -> Iterator[None]:
+    """Give what is wrong with a file's content its whole path, unless it only changed meanwhile."""
     try:
-        return read_layout(config_cfg, meta_json, _Cfgs(source, tree))
+        yield
     except Rejected as error:
         # What was read may be half of a save that began since: then that is the truth, and it comes again.
         source.unchanged(tree)
-        where = error.where
-        if not where.startswith("/"):
-            where = f"{source.path}/{where}"
+        where = error.where if error.where.startswith("/") else f"{source.path}/{error.where}"
         raise Rejected(error.reason, where=where, hint=error.hint) from None
