@@ -231,13 +231,12 @@ class DeploymentFolder:
     def next_sequence(self, *, history: History | None = None) -> int:
         """Return a number higher than that of anything that is or ever was in this folder."""
         highest = (history or History.reading(self.history_path)).highest
-        directories = (self.releases_path, self.staging_path, self.trash_path, self.rejected_path)
-        for directory in directories:
-            for name in names_in(directory):
-                highest = max(
-                    highest, *(parse_release_id(part) or 0 for part in (name, name.partition(".")[0]))
-                )
-        return max([highest, *(release.sequence for release in self.survey().releases)]) + 1
+        names = [self.current_state().id or ""]
+        for directory in (self.releases_path, self.staging_path, self.trash_path, self.rejected_path):
+            names += names_in(directory)
+        for name in names:  # in staging and trash a dot and more follow
+            highest = max(highest, parse_release_id(name.partition(".")[0]) or 0)
+        return highest + 1
 
     def pins(self) -> frozenset[str]:
         """Ids of the releases that retention leaves alone because someone said so."""

@@ -123,7 +123,7 @@ def decode(line: bytes) -> Record:
         raise Malformed("has no sequence number", json=True)
     if not isinstance(prev, str) or _SHA256.fullmatch(prev) is None:
         raise Malformed("has no digest of the line before it", json=True)
-    if not isinstance(time, str) or kind not in KINDS:
+    if not isinstance(time, str) or not isinstance(kind, str) or kind not in KINDS:
         raise Malformed("has no time, or no kind that this version knows", json=True)
     return Record(seq=seq, prev=prev, time=time, kind=kind, data=document, sha256=sha256)
 
