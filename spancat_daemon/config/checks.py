@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, Final
 
 from spancat_daemon.config import patterns, units
@@ -148,35 +148,29 @@ def _placeholders(at: Path, source: str, deploy: str, written: str) -> Iterator[
 
 def _overlaps(rules: list[_Rule], place_of: Callable[[Path], Place]) -> Iterator[Finding]:
     for first, second in combinations(rules, 2):
-        line = place_of(first.at("deploy")).line
         shorter = min(len(first.deploys), len(second.deploys))
-        if patterns.may_meet(first.deploys[:shorter], second.deploys[:shorter]):
-            how = (
-                "is also where"
-                if len(first.deploys) == len(second.deploys)
-                else "lies inside of where"
-                if len(second.deploys) > shorter
-                else "holds the folder where"
-            )
-            yield Finding(
-                second.at("deploy"),
-                f"{second.deploy!r} {how} {first.label} deploys to, at line {line}; "
-                "give each rule a folder of its own",
-            )
-    for one in rules:
-        for other in rules:
-            whose = "its own source" if one is other else f"the source of {other.label}"
-            line = place_of(other.at("source")).line
-            if _inside(one.deploys, other.sources):
-                yield Finding(
-                    one.at("deploy"),
-                    f"deploy lies inside {whose}, {other.source!r} at line {line}; move it out",
-                )
-            elif _inside(other.sources, one.deploys):
-                yield Finding(
-                    one.at("deploy"),
-                    f"deploy is around {whose}, {other.source!r} at line {line}; move it elsewhere",
-                )
+        if not patterns.may_meet(first.deploys[:shorter], second.deploys[:shorter]):
+            continue
+        if len(first.deploys) == len(second.deploys):
+            how = "is also where"
+        else:
+            how = "lies inside of where" if len(second.deploys) > shorter else "holds the folder where"
+        line = place_of(first.at("deploy")).line
+        yield Finding(
+            second.at("deploy"),
+            f"{second.deploy!r} {how} {first.label} deploys to, at line {line}; "
+            "give each rule a folder of its own",
+        )
+    for one, other in product(rules, repeat=2):
+        if _inside(one.deploys, other.sources):
+            how, remedy = "lies inside", "move it out"
+        elif _inside(other.sources, one.deploys):
+            how, remedy = "is around", "move it elsewhere"
+        else:
+            continue
+        whose = "its own source" if one is other else f"the source of {other.label}"
+        line = place_of(other.at("source")).line
+        yield Finding(one.at("deploy"), f"deploy {how} {whose}, {other.source!r} at line {line}; {remedy}")
 
 
 def _own_files(document: Mapping[str, Any], rules: list[_Rule], bad: AbstractSet[Path]) -> Iterator[Finding]:

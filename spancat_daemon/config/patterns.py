@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 PLACEHOLDER: Final = re.compile(r"\{([0-9]+)\}")
 
 
+@lru_cache(maxsize=4096)
 def literal(component: str) -> str | None:
     """The one name that a component stands for, or None if it is a wildcard.
 
@@ -115,7 +117,7 @@ def covers(general: Sequence[str], special: Sequence[str]) -> bool:
 def may_meet(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether some path could be a path of both patterns; errs on the side of yes."""
     return len(one) == len(other) and all(
-        _component_may_meet(mine, theirs) for mine, theirs in zip(one, other, strict=True)
+        mine == theirs or _component_may_meet(mine, theirs) for mine, theirs in zip(one, other, strict=True)
     )
 
 

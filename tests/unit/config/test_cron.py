@@ -113,7 +113,7 @@ def fields(lowest: int, highest: int) -> st.SearchStrategy[tuple[str, frozenset[
 @given(
     fields(0, 59),
     fields(0, 23),
-    fields(1, 28),
+    fields(1, 31),
     fields(1, 12),
     fields(0, 6),
     st.integers(0, 6 * 365 * 24 * 60).map(lambda minutes: MONDAY + timedelta(minutes=minutes)),
@@ -129,7 +129,7 @@ def test_apscheduler_runs_when_crontab_says(
     if len(weekday[1]) < 7:
         day = ("*", frozenset(range(1, 32)))
     cron = " ".join(part[0] for part in (minute, hour, day, month, weekday))
-    assume(len(cron) < 200)
+    assume(min(day[1]) < 29 or month[1] - {2, 4, 6, 9, 11})  # else there is no such day, or a rare one
     run = next_run(cron, start)
     assert run.minute in minute[1]
     assert run.hour in hour[1]
