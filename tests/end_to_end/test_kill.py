@@ -1,0 +1,69 @@
+"""`kill -9` at random moments: `current` whole each time, history and disk agree, nothing left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.judgement import history, sound, whole
+from tests.pipelines import build
+from tests.service import Daemon, configure, run, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROUNDS = int(os.environ.get("SPANCAT_DAEMON_KILLS", "25"))
+
+
+@pytest.mark.parametrize("swap", ["symlink", "exchange"])
+def test_the_daemon_killed_while_it_publishes(tmp_path: Path, swap: str) -> None:
+    """A new checkpoint is renamed in; the kill comes up to 25 ms after that, or after its staging began."""
+    checkpoint = tmp_path / "runs/model-best"
+    states = [build("default", tmp_path / f"state-{number}", generation=number) for number in range(3)]
+    config = configure(tmp_path, swap=swap)
+    config.write_text('[log]\nfile = "daemon.log"\n' + config.read_text())
+    deploy = tmp_path / "models/products"
+    checkpoint.parent.mkdir()
+    chance = random.Random(swap)  # noqa: S311  # moments, not secrets
+    moment = threading.Event()
+    for number in range(ROUNDS):
+        daemon = Daemon(config).start()
+        shutil.copytree(states[number % 3], tmp_path / "fresh")
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        (tmp_path / "fresh").rename(checkpoint)
+        if number % 4:
+            daemon.wait_for("snapshot.started")
+        moment.wait(chance.uniform(0, 0.025))
+        daemon.kill()
+        if (deploy / "current").exists():
+            whole((deploy / "current").resolve())  # also before anybody repairs anything
+        shutil.rmtree(checkpoint)  # so that the next start has only the repair to do
+        done = run("history", "products", "--verify", config=config)
+        assert done.returncode in {0, 4}, done.stderr
+        with Daemon(config):
+            pass
+        if (deploy / "current").exists():
+            sound(deploy)
+    commits = [line["sha256"] for line in history(deploy) if line["kind"] == "commit"]
+    logged = [json.loads(line) for line in (tmp_path / "daemon.log").read_text().splitlines()]
+    told = [event["history_sha256"] for event in logged if "history_sha256" in event]
+    assert len(commits) > ROUNDS // 4
+    assert told == commits
+
+
+def test_a_lock_that_a_killed_daemon_held_is_free(tmp_path: Path) -> None:
+    build("default", tmp_path / "runs/model-best")
+    config = configure(tmp_path)
+    daemon = Daemon(config).start()
+    daemon.wait_for("release.published")
+    daemon.kill()
+    assert run("snapshot", "products", "--force", config=config).returncode == 0
+    with Daemon(config):
+        until(lambda: run("status", config=config).returncode == 0, what="a stale socket is in the way")
+    sound(tmp_path / "models/products")
