@@ -7,6 +7,7 @@ dots, values decoded as JSON where they decode) without importing either, which 
 from __future__ import annotations
 
 import configparser
+import json
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,20 +27,24 @@ SPACY_VECTORS = "spacy.Vectors.v1"
 SPACY_TOKENIZER = "spacy.Tokenizer.v1"
 SPACY_SPAN_CATEGORIZER = "spacy.SpanCategorizer.v1"
 
-TRAINABLE = FACTORIES | {
-    "beam_ner",
-    "beam_parser",
-    "entity_linker",
-    "morphologizer",
-    "ner",
-    "parser",
-    "senter",
-    "tagger",
-    "textcat",
-    "textcat_multilabel",
-    "tok2vec",
-    "trainable_lemmatizer",
-}
+PARSERS = frozenset({"beam_ner", "beam_parser", "ner", "parser"})
+"""spaCy's transition-based pipes: they also write their ``moves``."""
+
+TRAINABLE = (
+    FACTORIES
+    | PARSERS
+    | {
+        "entity_linker",
+        "morphologizer",
+        "senter",
+        "span_finder",
+        "tagger",
+        "textcat",
+        "textcat_multilabel",
+        "tok2vec",
+        "trainable_lemmatizer",
+    }
+)
 """spaCy's own pipes with a model, always written with a cfg. What others write is not known."""
 
 # Which pipes a listener with upstream = "*" finds, by the package that registered it.
@@ -53,6 +58,7 @@ _UPSTREAM_FACTORIES = {
 _TAKEN_NAMES = frozenset({"", ".", "..", "config.cfg", "meta.json", "tokenizer", "vocab"})
 
 _REFERENCE = re.compile(r"\$\{([\w.:-]+)\}")
+_JSON_BEGINNINGS = ("[", "{", '"')
 _LITERALS = {"True": True, "False": False, "None": None}
 _MAX_REFERENCES = 16  # references to references, as many as nobody writes by hand
 
@@ -191,10 +197,13 @@ def expected_files(layout: Layout) -> tuple[str, ...]:
     files += ["meta.json", "config.cfg"]
     for name in layout.pipeline:
         component = layout.components[name]
-        if component.factory in TRAINABLE:
-            files.append(f"{name}/cfg")
-        if component.has_model:
-            files.append(f"{name}/model")
+        model = (f"{name}/model",) if component.has_model else ()
+        if component.factory in PARSERS:
+            files += [*model, f"{name}/moves", f"{name}/cfg"]
+        elif component.factory in TRAINABLE:
+            files += [f"{name}/cfg", *model]
+        else:
+            files += model
     files.append("vocab/strings.json")
     if spacy_vectors(layout):
         files += ["vocab/vectors", "vocab/key2row", "vocab/vectors.cfg"]
@@ -233,6 +242,8 @@ def parse_config(data: bytes) -> dict[str, Any]:
                 raise Rejected(f"[{shown(section)}] is a section and a value", where=where)
         for key, text in parser.items(section):
             node[key] = _value(text)
+            if node[key] is text and text[:1] in _JSON_BEGINNINGS and not _is_json(text):
+                raise Rejected(f"the value of [{shown(section)}] {shown(key)} is cut off", where=where)
     if not isinstance(config.get("nlp"), dict):
         raise Rejected(
             "has no [nlp], so it is not a spaCy pipeline's",
@@ -249,6 +260,15 @@ def _value(text: str) -> Any:
         return _LITERALS.get(text, text)
     # As confection: "${a.b}" in quotes is the same reference as without.
     return text if isinstance(value, str) and _REFERENCE.search(text) else value
+
+
+def _is_json(text: str) -> bool:
+    """What spaCy wrote as JSON and orjson refuses: references within, and NaN."""
+    try:
+        json.loads(_REFERENCE.sub("0", text))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _resolve(config: Mapping[str, Any], value: Any) -> Any:

@@ -123,7 +123,7 @@ class ModelProof:
 
     def finish(self) -> None:
         """Complete or cut off; then the output width."""
-        if not self._strict and not self._head.startswith(_THINC_MODEL):
+        if self._head and not self._strict and not self._head.startswith(_THINC_MODEL):
             return
         if self._open or self._payload or self._carry:
             raise Rejected("is cut off: its msgpack is not complete")

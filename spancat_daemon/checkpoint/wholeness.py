@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
-from spancat_daemon.checkpoint.layout import TRAINABLE, SpanCategorizer, expected_files, parse_config
+from spancat_daemon.checkpoint.layout import PARSERS, TRAINABLE, SpanCategorizer, expected_files, parse_config
 from spancat_daemon.checkpoint.msgpack_proof import ModelProof, MsgpackProof
 from spancat_daemon.checkpoint.tree import SMALL_FILE_BYTES
 from spancat_daemon.errors import Rejected
@@ -70,6 +70,8 @@ def _component_proof(component: Component, name: str) -> ProofFactory:
         return partial(ModelProof, width, strict=strict)
     if name == "cfg" and component.factory in TRAINABLE:
         return JsonProof
+    if name == "moves" and component.factory in PARSERS:
+        return MsgpackProof
     return _FACTORY_FILES.get((component.factory, name), AnyProof)
 
 
@@ -231,12 +233,8 @@ _PIPELINE_FILES: dict[str, ProofFactory] = {
 # What spaCy's pipes write beside cfg and model.
 _FACTORY_FILES: dict[tuple[str, str], ProofFactory] = {
     ("attribute_ruler", "patterns"): MsgpackProof,
-    ("beam_ner", "moves"): MsgpackProof,
-    ("beam_parser", "moves"): MsgpackProof,
     ("entity_ruler", "cfg"): JsonProof,
     ("entity_ruler", "patterns.jsonl"): JsonLinesProof,
     ("lemmatizer", "lookups/lookups.bin"): MsgpackProof,
-    ("ner", "moves"): MsgpackProof,
-    ("parser", "moves"): MsgpackProof,
     ("span_ruler", "patterns"): JsonLinesProof,
 }
