@@ -193,7 +193,7 @@ class DeploymentFolder:
             matches = [release for release in releases if release.sequence == int(name)]
         else:
             matches = [release for release in releases if release.id == name]
-            matches = matches or [release for release in releases if release.id.startswith(name)]
+        matches = matches or [release for release in releases if release.id.startswith(name)]
         if len(matches) == 1 and name:
             return matches[0]
         if matches:

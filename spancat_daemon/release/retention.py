@@ -8,8 +8,8 @@ Rules of the decision:
 * ``hourly``, ``daily``, ``weekly`` (in UTC, weeks as ISO 8601 counts them): the newest release of each of the
   last *n* hours, days, weeks that have one. Releases that claim to be from the future have their own *n*:
   they can't push out the others, nor are they lost.
-* ``within``: counted back from the newest release, or from now if that one claims to be from the future. So
-  neither a pause in training nor a clock that ran ahead lets anything go.
+* ``within``: counted back from the newest release that is not from the future. So neither a pause in training
+  nor a clock that ran ahead lets anything go.
 * ``best``: the *n* with the highest value of the metric; of equals, the newer.
 
 A clock that jumps can therefore only keep more, except while it is ahead *and* releases are made by it.
@@ -93,7 +93,8 @@ def _wanted(newest_first: Sequence[Release], keep: Keep, now: datetime) -> list[
     distinct.sort(key=lambda release: release.sequence, reverse=True)
     wanted = [(release, f"last {keep.last}") for release in distinct[: keep.last]]
     if distinct and keep.within > 0:
-        since = min(now, _created(distinct[0])) - timedelta(seconds=keep.within)
+        newest = next((created for created in map(_created, distinct) if created <= now), now)
+        since = newest - timedelta(seconds=keep.within)
         reason = f"within {_duration(keep.within)}"
         wanted += [(release, reason) for release in distinct if _created(release) > since]
     for name, form in _BUCKETS:

@@ -162,7 +162,9 @@ class _Swap:
         """Return what intent and commit say; what the history's fold relies on is not left to `details`."""
         state = self._folder.current_state()
         outgoing = state.id
-        if state.kind == "directory" and outgoing is None:  # its manifest is damaged
+        if state.kind == "link" and not self._folder.current.exists():  # it dangles
+            outgoing = None
+        elif state.kind == "directory" and outgoing is None:  # its manifest is damaged
             outgoing = self._history.live
             if outgoing is None:
                 raise CannotSwap(

@@ -177,7 +177,7 @@ def judge(folder: DeploymentFolder) -> list[Record]:
     assert history.verify() == []
     assert history.pending_intent() is None
     survey = folder.survey()
-    assert survey.misnamed == survey.stray_links == survey.broken == ()
+    assert (survey.misnamed, survey.stray_links, survey.broken) == ((), (), ())
     live = folder.live()
     assert history.live == (live.id if live else None)
     assert history.released() == {release.id for release in survey.releases}

@@ -118,7 +118,7 @@ def kill_before(point: int) -> None:
         return (creating if flags & os.O_CREAT else opening)(path, flags, *args, **kwargs)
 
     creating = dying(opening)
-    os.open = open_  # type: ignore[assignment]
+    os.open = open_
 
 
 def dies(work: Callable[[], Any], point: int) -> bool:
