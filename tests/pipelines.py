@@ -91,7 +91,7 @@ def build(
         seed: of the weights.
         steps: updates before generation 0.
         vectors_mb: size of the vector table of the variant "vectors".
-        width: of all layers; with `rows` it sets the size of the models (96 and 5000: about 6 MB).
+        width: of all layers; with `rows` it sets the size of the models (96 and 3300: about 6 MB).
         rows: of each embedding table.
 
     Returns:

@@ -98,7 +98,7 @@ def load_release(
     crashes, hangs and nonsense are verdicts.
 
     Args:
-        path: the release's directory.
+        path: the release's directory; links are followed once, here.
         component: name of the span categorizer.
         model_sha256: what its ``model.to_bytes()`` must hash to.
         labels: what its labels must be, in order; None: not compared.
@@ -107,7 +107,9 @@ def load_release(
         timeout_s: seconds until it is killed.
         memory_bytes: limit of its address space; None: unlimited.
     """
-    request: dict[str, Any] = {"path": str(path), "component": component, "model_sha256": model_sha256}
+    # Resolved once: spaCy opens file after file, and `current` may lead elsewhere in between.
+    real = os.path.realpath(path)
+    request: dict[str, Any] = {"path": real, "component": component, "model_sha256": model_sha256}
     if labels is not None:
         request["labels"] = list(labels)
     if spans_key is not None:

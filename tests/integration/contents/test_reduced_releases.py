@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,10 +14,8 @@ import spacy
 from spacy.util import load_config
 
 from spancat_daemon.checkpoint.contents import Plan, plan
-from spancat_daemon.checkpoint.layout import read_layout
-from spancat_daemon.checkpoint.settle import Settled
+from spancat_daemon.checkpoint.settle import Settled, examine
 from spancat_daemon.checkpoint.tree import Source
-from spancat_daemon.checkpoint.wholeness import proof_for
 from spancat_daemon.errors import Rejected
 from tests.pipelines import VARIANTS, build, model_bytes, predictions, texts
 
@@ -45,18 +44,10 @@ KEPT = {
 @contextmanager
 def settled(path: Path) -> Iterator[Settled]:
     with Source.open(path) as source:
-        tree = source.scan()
-        cfgs = {p.split("/")[0]: source.read_small(f) for p, f in tree.by_path.items() if p.endswith("/cfg")}
-        layout = read_layout(
-            source.read_small(tree.by_path["config.cfg"]), source.read_small(tree.by_path["meta.json"]), cfgs
-        )
-        yield Settled(
-            source=source,
-            tree=tree,
-            layout=layout,
-            newest_ns=0,
-            proofs={file.path: proof_for(file.path, layout) for file in tree.files},
-        )
+        # A clock a minute ahead: no file is too young to be believed.
+        found = examine(source, writer="spacy", settle_s=0, now_ns=lambda: time.time_ns() + 60 * 10**9)
+        assert isinstance(found, Settled), found
+        yield found
 
 
 def reduce(checkpoint: Path, folder: Path, component: str) -> Plan:
@@ -235,17 +226,13 @@ def test_attribute_ruler_is_missed_only_if_it_sets_norm(norm: bool, tmp_path: Pa
 def test_planning_never_imports_spacy(tmp_path: Path) -> None:
     build("not_first", tmp_path / "model-best")
     script = f"""
-import sys
-sys.path.insert(0, {str(tmp_path)!r})
+import sys, time
 from pathlib import Path
-from spancat_daemon.checkpoint import contents, layout, settle, tree
+from spancat_daemon.checkpoint import contents, settle, tree
 import spancat_daemon.verify.child, spancat_daemon.verify.digests
 source = tree.Source.open(Path({str(tmp_path / "model-best")!r}))
-found = source.scan()
-read = lambda path: source.read_small(found.by_path[path])
-made = layout.read_layout(read("config.cfg"), read("meta.json"), {{"spancat": read("spancat/cfg")}})
-settled = settle.Settled(source, found, made, 0, {{file.path: None for file in found.files}})
-assert contents.plan(settled, contents="component").pipeline == ("tok2vec", "spancat")
+found = settle.examine(source, writer="spacy", settle_s=0, now_ns=lambda: time.time_ns() + 60 * 10**9)
+assert contents.plan(found, contents="component").pipeline == ("tok2vec", "spancat")
 print(sorted({{"spacy", "thinc", "srsly", "confection", "numpy"}} & set(sys.modules)))
 """
     done = subprocess.run(

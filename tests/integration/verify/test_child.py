@@ -107,6 +107,12 @@ def test_what_loads_but_is_not_what_the_manifest_says(release: Path) -> None:
     assert "spans_key of 'spancat' are 'sc', not 'xx'" in reason(spans_key="xx")
 
 
+def test_relative_path_through_a_link(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "current").symlink_to("release")
+    monkeypatch.chdir(tmp_path)
+    assert load_release(Path("current"), "spancat", model_sha256(release)).ok
+
+
 def test_warm_loader_answers_again_and_again_also_after_failures(release: Path, tmp_path: Path) -> None:
     digest = model_sha256(release)
     good = {"path": str(release), "component": "spancat", "model_sha256": digest}
