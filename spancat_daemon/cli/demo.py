@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ DEPLOY = Path("models/products")
 EVALUATIONS = 12
 READY_WITHIN_S = 60.0
 ENDS_WITHIN_S = 600.0
+_LONGEST_PLACE_BYTES = 60  # of the 107 that the path of a socket can have
 TEXT = "Ivo sent the Belkor road bike and a kettle from Lisbon to Bergen ."
 
 _MADE_LIVE = {"release.published", "release.overwrite"}
@@ -47,7 +49,7 @@ def command(
     All of it is real: spacy train, this daemon, and spaCy loading the result. It takes about half a minute
     and touches nothing outside of a temporary folder.
     """
-    folder = Path(tempfile.mkdtemp(prefix="spancat-daemon-demo-")).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="spancat-daemon-demo-", dir=_place())).resolve()
     with _ended_by_signals():
         try:
             _demonstrate(folder, steps)
@@ -58,6 +60,12 @@ def command(
         data()
         data(f"Kept: {folder}")
         data(f"Look around: spancat-daemon -c {folder}/daemon.toml list {RULE}")
+
+
+def _place() -> str:
+    """Where the temporary folder goes: where it is wanted, unless a socket has too long a path there."""
+    wanted = tempfile.gettempdir()
+    return wanted if len(os.fsencode(os.path.realpath(wanted))) <= _LONGEST_PLACE_BYTES else "/tmp"  # noqa: S108
 
 
 @contextmanager

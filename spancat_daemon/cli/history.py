@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,7 +70,7 @@ def live_changes(records: Iterable[Record]) -> list[dict[str, Any]]:
     rest is what the history's record says, ``history_seq`` and ``history_sha256`` name it.
     """
     changes = [record for record in records if record.kind in {"commit", "recovered"}]
-    ends = [after.time for _, after in pairwise(changes)]
+    ends = [after.time for after in changes[1:]]
     return [
         {
             "live_from": record.time,
@@ -81,7 +81,7 @@ def live_changes(records: Iterable[Record]) -> list[dict[str, Any]]:
             "history_seq": record.seq,
             "history_sha256": record.sha256,
         }
-        for record, until in zip(changes, [*ends, None], strict=True)
+        for record, until in zip_longest(changes, ends)
     ][::-1]
 
 

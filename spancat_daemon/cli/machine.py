@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from spancat_daemon.config.expand import Target
     from spancat_daemon.config.model import Configuration, Watch
 
-SOCKET_PATH_LIMIT_BYTES = 107  # sun_path of unix(7), without the zero at its end
-"""Longest path that a control socket can have."""
-
 _REMOTE = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs", "virtiofs"}
 _COUNTED_DIRECTORIES = 100_000
 
@@ -72,15 +69,7 @@ def _daemon(configuration: Configuration) -> Iterator[Finding]:
     yield Finding("ok", "daemon", f"looked at as user {_user()}; the daemon's user may see it otherwise")
     yield _writable("daemon.state_dir", settings.state_dir)
     socket = settings.control_socket
-    length = len(os.fsencode(socket))
-    if length > SOCKET_PATH_LIMIT_BYTES:
-        yield Finding(
-            "error",
-            "daemon.control_socket",
-            f"{socket} has {length} bytes, a socket's path at most {SOCKET_PATH_LIMIT_BYTES}",
-            "set control_socket to a shorter path, such as /run/spancat-daemon/control.sock",
-        )
-    elif os.path.lexists(socket) and not stat.S_ISSOCK(socket.lstat().st_mode):
+    if os.path.lexists(socket) and not stat.S_ISSOCK(socket.lstat().st_mode):
         yield Finding(
             "error", "daemon.control_socket", f"{socket} is not a socket", "remove it, or name another path"
         )

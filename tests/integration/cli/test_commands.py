@@ -1,0 +1,388 @@
+"""The commands on real deployment folders, without a daemon."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipelines import build
+from tests.service import ROOT, command, run
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+ENTRY_KEYS = {
+    "id", "sequence", "live", "created_at", "trigger", "forced", "changed", "content_sha256", "model_sha256",
+    "bytes", "bytes_unique", "labels", "metrics", "verified", "pinned", "leased", "kept_because", "path",
+}  # fmt: skip
+
+
+class Site:
+    """A configuration, a checkpoint and what is deployed from it."""
+
+    def __init__(self, root: Path) -> None:
+        self.config = root / "daemon.toml"
+        self.checkpoint = root / "runs" / "model-best"
+        self.deploy = root / "models"
+        self.config.write_text(
+            '[daemon]\nmin_free = "1MiB"\n'
+            '[[watch]]\nname = "products"\nsource = "runs/model-best"\ndeploy = "models"\n'
+            "[watch.keep]\nlast = 2\n"
+        )
+
+    def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """A command that must end with that exit code, without a traceback."""
+        done = run(*arguments, config=self.config)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    def json(self, *arguments: str, code: int = 0) -> Any:
+        return json.loads(self.run(*arguments, "--json", code=code).stdout)
+
+    def write(self, generation: int) -> None:
+        """The checkpoint, as a trainer replaces it."""
+        if self.checkpoint.exists():
+            subprocess.run(["rm", "-r", str(self.checkpoint)], check=True)
+        build("default", self.checkpoint, generation=generation)
+
+    def snapshot(self, *arguments: str) -> str:
+        return self.run("snapshot", "products", *arguments).stdout.strip()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    site = Site(tmp_path_factory.mktemp("two_releases"))
+    for generation in (0, 1):
+        site.write(generation)
+        site.snapshot()
+    return site.config.parent
+
+
+@pytest.fixture
+def deployed(two_releases: Path, tmp_path: Path) -> Site:
+    """Two releases, the second live."""
+    subprocess.run(["cp", "-a", f"{two_releases}/.", str(tmp_path)], check=True)
+    return Site(tmp_path)
+
+
+def start(site: Site, *arguments: str) -> subprocess.Popen[bytes]:
+    """A command whose ends are in the test's hands."""
+    return subprocess.Popen(
+        command("-c", site.config, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=site.config.parent,
+        env=ENVIRONMENT,
+    )
+
+
+def test_version_and_help_start_without_what_they_do_not_need(tmp_path: Path) -> None:
+    script = (
+        "import sys; from spancat_daemon.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as e: code = e.code\n"
+        "print(code, sorted({m.split('.')[0] for m in sys.modules} & "
+        "{'rich', 'pydantic', 'spacy', 'structlog', 'apscheduler', 'watchdog', 'numpy'}))\n"
+    )
+    for option in ("--version", "--help"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, option],
+            capture_output=True, text=True, check=True, timeout=60, env=ENVIRONMENT,
+        )  # fmt: skip
+        assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_snapshot_prints_the_id_of_what_is_live_then(site: Site) -> None:
+    site.write(0)
+    first = site.run("snapshot", "products")
+    assert (site.deploy / "current").resolve().name == first.stdout.strip()
+    again = site.run("snapshot", "products")
+    assert again.stdout == first.stdout
+    assert "unchanged" in again.stderr
+    forced = site.json("snapshot", "products", "--force")
+    assert forced["status"] == "published"
+    assert forced["release"] != first.stdout.strip()
+    assert (site.deploy / "current").resolve().name == forced["release"]
+
+
+def test_a_snapshot_that_can_not_be_made_says_why(site: Site) -> None:
+    absent = site.run("snapshot", "products", code=1)
+    assert absent.stdout == ""
+    assert "vanished: " in absent.stderr
+    site.write(0)
+    (site.checkpoint / "config.cfg").write_text("[nlp]\nlang = \n")
+    os.utime(site.checkpoint / "config.cfg", (0, 0))
+    (site.checkpoint / "extra").symlink_to("/etc/passwd")
+    rejected = site.run("snapshot", "products", code=1)
+    assert rejected.stdout == ""
+    assert "rejected: " in rejected.stderr
+    assert "extra" in rejected.stderr
+    assert not (site.deploy / "current").exists()
+
+
+def test_list_tells_what_is_live_and_why_each_is_kept(deployed: Site) -> None:
+    entries = deployed.json("list", "products")
+    assert [set(entry) for entry in entries] == [ENTRY_KEYS, ENTRY_KEYS]
+    newest, oldest = entries
+    assert (newest["sequence"], newest["live"], oldest["sequence"], oldest["live"]) == (2, True, 1, False)
+    assert "live" in newest["kept_because"]
+    assert "previous" in oldest["kept_because"]
+    assert newest["verified"] is True
+    assert newest["path"] == str((deployed.deploy / "current").resolve())
+    # tokenizer and vocab did not change: only what did is the release's own
+    assert 0 < newest["bytes_unique"] < newest["bytes"] + 20_000
+    sizes = {
+        (status.st_dev, status.st_ino): status.st_size
+        for path in Path(newest["path"]).rglob("*")
+        if path.is_file() and path.name != "release.json"
+        for status in [path.lstat()]
+    }
+    assert newest["bytes"] == sum(sizes.values())
+
+    lines = deployed.run("list", "products").stdout.splitlines()
+    assert lines[0].split() == ["release", "age", "trigger", "size", "own", "spans_sc_f", "kept", "because"]
+    assert lines[1].startswith(f"*  {newest['id']}")
+    assert lines[2].startswith(f"   {oldest['id']}")
+
+
+def test_pins_and_leases_show(deployed: Site) -> None:
+    pinned = deployed.run("pin", "products", "1").stdout.strip()
+    with (deployed.deploy / "current" / "release.json").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        newest, oldest = deployed.json("list", "products")
+    assert pinned == oldest["id"]
+    assert (newest["leased"], newest["pinned"], oldest["leased"], oldest["pinned"]) == (
+        True,
+        False,
+        False,
+        True,
+    )
+    assert "pinned" in oldest["kept_because"]
+    assert deployed.run("unpin", "products", "1").stdout.strip() == pinned
+    assert not deployed.json("list", "products")[1]["pinned"]
+
+
+def test_an_empty_folder_is_no_fault(site: Site) -> None:
+    assert site.json("list", "products") == []
+    assert site.json("history", "products") == []
+    assert "no releases yet" in site.run("list", "products").stderr
+    assert "nothing is live" in site.run("verify", "products", code=2).stderr
+    assert "no release" in site.run("show", "products", "1", code=2).stderr
+    assert not site.deploy.exists()
+
+
+def test_reading_needs_no_permission_to_write(deployed: Site) -> None:
+    root = deployed.config.parent
+    subprocess.run(["chmod", "-R", "a-w", str(root)], check=True)
+    # Root may write everywhere: without its capabilities it is like anybody else
+    plain = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"] if os.geteuid() == 0 else []
+    try:
+        with pytest.raises(subprocess.CalledProcessError):
+            subprocess.run(
+                [*plain, "touch", str(deployed.deploy / "x")], check=True, stderr=subprocess.DEVNULL
+            )
+        for arguments in (
+            ("list", "products"),
+            ("show", "products", "1"),
+            ("history", "products"),
+            ("history", "products", "--verify"),
+            ("verify", "products"),
+        ):
+            done = subprocess.run(
+                [*plain, *command("-c", deployed.config, *arguments)],
+                capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT,
+            )  # fmt: skip
+            assert done.returncode == 0, (arguments, done.stderr)
+        refused = subprocess.run(
+            [*plain, *command("-c", deployed.config, "rollback", "products")],
+            capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT,
+        )  # fmt: skip
+        assert refused.returncode == 1
+        assert "Permission denied" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", str(root)], check=True)
+
+
+def test_show_prints_the_manifest(deployed: Site) -> None:
+    raw = deployed.run("show", "products", "@0", "--json").stdout
+    assert raw == (deployed.deploy / "current" / "release.json").read_text()
+    readable = deployed.run("show", "products", "2").stdout
+    manifest = json.loads(raw)
+    for text in (manifest["id"], "(live)", manifest["model_sha256"], *manifest["labels"], "spancat/model"):
+        assert text in readable
+
+
+def test_rollback_and_history(deployed: Site) -> None:
+    newest, oldest = (entry["id"] for entry in deployed.json("list", "products"))
+    rolled_back = deployed.json("rollback", "products")
+    assert (rolled_back["release"], rolled_back["previous_release"]) == (oldest, newest)
+    assert rolled_back["trigger"] == "rollback"
+    assert (deployed.deploy / "current").resolve().name == oldest
+    assert deployed.run("rollback", "products", newest).stdout.strip() == newest
+    nothing_left = deployed.run("rollback", "products", newest, code=2)
+    assert "is live already" in nothing_left.stderr
+
+    spans = deployed.json("history", "products")
+    assert [span["release"] for span in spans] == [newest, oldest, newest, oldest]
+    assert spans[0]["live_until"] is None
+    for later, earlier in pairwise(spans):
+        assert earlier["live_until"] == later["live_from"]
+    assert deployed.run("history", "products", "--at", spans[2]["live_from"]).stdout.strip() == newest
+    at = deployed.json("history", "products", "--at", spans[1]["live_from"])
+    assert at == spans[1]
+    before = deployed.run("history", "products", "--at", "1d", code=1)
+    assert "nothing was live" in before.stderr
+    assert deployed.run("history", "products", "--at", "soon", code=2).stdout == ""
+    assert len(deployed.run("history", "products").stdout.splitlines()) == 5
+
+
+def test_history_verify_finds_a_changed_record_and_a_moved_link(deployed: Site) -> None:
+    good = deployed.json("history", "products", "--verify")
+    assert good["findings"] == []
+    assert good["records"] == 4
+
+    current = deployed.deploy / "current"
+    oldest = deployed.json("list", "products")[1]["path"]
+    before = current.readlink()
+    current.unlink()
+    current.symlink_to(oldest)
+    moved = deployed.json("history", "products", "--verify", code=4)
+    assert len(moved["findings"]) == 1
+    assert "current leads to" in moved["findings"][0]
+    current.unlink()
+    current.symlink_to(before)
+
+    history = deployed.deploy / ".spancat-daemon" / "history.jsonl"
+    history.write_text(history.read_text().replace('"trigger":"manual"', '"trigger":"change"', 1))
+    changed = deployed.run("history", "products", "--verify", code=4)
+    assert changed.stdout.startswith("line ")
+
+
+def test_verify_finds_a_changed_byte(deployed: Site) -> None:
+    results = deployed.json("verify", "products", "--all")
+    assert [result["ok"] for result in results] == [True, True]
+    assert all(result["load"]["spacy"] for result in results)
+    assert deployed.json("verify", "products")[0]["id"] == (deployed.deploy / "current").resolve().name
+
+    model = deployed.deploy / "current" / "spancat" / "model"
+    model.chmod(0o644)
+    with model.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([file.read(1)[0] ^ 1]))
+    results = deployed.json("verify", "products", "--all", code=4)
+    assert [result["ok"] for result in results] == [False, True]
+    assert {finding["path"] for finding in results[0]["digests"]} >= {"spancat/model"}
+    told = deployed.run("verify", "products", code=4)
+    assert "WRONG" in told.stdout
+    assert "spancat/model" in told.stdout
+    deployed.run("verify", "products", "1", "--all", code=2)
+
+
+def test_verify_all_tells_of_a_damaged_manifest(deployed: Site) -> None:
+    oldest = Path(deployed.json("list", "products")[1]["path"])
+    (oldest / "release.json").chmod(0o644)
+    (oldest / "release.json").write_text("{")
+    results = deployed.json("verify", "products", "--all", code=4)
+    assert [(result["id"], result["ok"]) for result in results][-1] == (oldest.name, False)
+    listed = deployed.run("list", "products")
+    assert oldest.name in listed.stderr
+    assert oldest.name not in listed.stdout
+
+
+def test_prune_says_what_goes_and_why_the_rest_stays(deployed: Site) -> None:
+    deployed.run("pin", "products", "1")
+    for generation in (2, 3):
+        deployed.write(generation)
+        deployed.snapshot()
+    deployed.run("unpin", "products", "1")
+    planned = deployed.json("prune", "products", "--dry-run")
+    assert [bool(verdict["kept_because"]) for verdict in planned] == [True, True, False]
+    assert len(deployed.json("list", "products")) == 3
+    told = deployed.run("prune", "products", "--dry-run").stdout
+    assert told.splitlines()[-1].split()[1:3] == ["would", "go"]
+    pruned = deployed.json("prune", "products")
+    assert [verdict["pruned"] for verdict in pruned] == [False, False, True]
+    assert [entry["id"] for entry in deployed.json("list", "products")] == [pruned[0]["id"], pruned[1]["id"]]
+    assert not (deployed.deploy / "releases" / pruned[2]["id"]).exists()
+
+
+def test_a_held_folder_says_who_holds_it(deployed: Site) -> None:
+    script = (
+        "import sys; from pathlib import Path; from spancat_daemon.release.folder import DeploymentFolder\n"
+        "with DeploymentFolder(Path(sys.argv[1])).lock('a test'):\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(deployed.deploy)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=ENVIRONMENT,
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            refused = deployed.run("rollback", "products", code=1)
+            assert f"pid {holder.pid}" in refused.stderr
+            assert len(deployed.json("list", "products")) == 2
+        finally:
+            holder.terminate()
+
+
+def test_what_needs_a_daemon_exits_3_without_one(deployed: Site) -> None:
+    assert deployed.run("reload", code=3).stdout == ""
+    status = deployed.json("status", code=3)
+    assert status["daemon"] is None
+    (rule,) = status["rules"]
+    assert rule["rule"] == "products"
+    assert rule["live"] == (deployed.deploy / "current").resolve().name
+    assert rule["releases"] == 2
+    readable = deployed.run("status", code=3)
+    assert rule["live"] in readable.stdout
+    assert "no daemon" in readable.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("list", "product"), "products"),
+        (("list",), "RULE"),
+        (("lst", "products"), "list"),
+        (("list", "products", "--jsn"), "--json"),
+        (("history", "products", "--at", "1h", "--verify"), "don't go together"),
+    ],
+)
+def test_usage_errors_exit_2_and_help(site: Site, arguments: tuple[str, ...], told: str) -> None:
+    done = site.run(*arguments, code=2)
+    assert done.stdout == ""
+    assert told in done.stderr
+
+
+def test_a_wrong_configuration_exits_2_with_its_places(site: Site) -> None:
+    site.config.write_text('[[watch]]\nname = "products"\nsorce = "a"\ndeploy = "b"\n')
+    done = site.run("list", "products", code=2)
+    assert "daemon.toml:3:1" in done.stderr
+    assert "source" in done.stderr
+    site.config.unlink()
+    assert "daemon.toml" in site.run("list", "products", code=2).stderr
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(deployed: Site) -> None:
+    with start(deployed, "show", "products", "1") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
