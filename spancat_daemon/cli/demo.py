@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+import spancat_daemon
 from spancat_daemon.cli.output import data, say
 from spancat_daemon.errors import SpancatDaemonError
 
@@ -113,14 +114,8 @@ def _prepare(folder: Path) -> None:
     ours = Path(__file__).parent / "demonstration"
     for name in ("config.cfg", "corpus.py"):
         shutil.copyfile(ours / name, folder / name)
-    package = Path(__file__).parent.parent
-    # In a wheel it lies in the package, in the repository next to it
-    for place in (package, package.parent):
-        if (place / "daemon.toml").is_file():
-            shutil.copyfile(place / "daemon.toml", folder / "daemon.toml")
-            break
-    else:
-        raise SpancatDaemonError("daemon.toml is missing from the installation", where=str(package))
+    # In the repository a link to the one at its top, in a wheel that file itself
+    shutil.copyfile(Path(spancat_daemon.__file__).parent / "daemon.toml", folder / "daemon.toml")
     (folder / OUTPUT).mkdir(parents=True)
 
 
