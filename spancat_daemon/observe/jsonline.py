@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time
 from enum import Enum
@@ -15,6 +16,7 @@ import orjson
 # journald cuts a line of standard output at LineMax=48K; a line cut there is no JSON any more.
 LINE_LIMIT_BYTES = 40 << 10
 
+_OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _OPTIONS = orjson.OPT_UTC_Z
 _FRAMES_KEPT = 20
 _CAUSES_KEPT = 5
@@ -51,7 +53,8 @@ def dumps_line(fields: Mapping[str, Any], *, limit_bytes: int = LINE_LIMIT_BYTES
         pass
     else:
         return _narrowed(fields, limit_bytes)
-    line = orjson.dumps(_plain(fields, _WIDE, 0), option=_OPTIONS)
+    # What has more than this does not fit anyway.
+    line = orjson.dumps(_plain(fields, _Limits(limit_bytes, limit_bytes, 100), 0), option=_OPTIONS)
     return line if len(line) <= limit_bytes else _narrowed(fields, limit_bytes)
 
 
@@ -84,7 +87,7 @@ def _narrowed(fields: Mapping[str, Any], limit_bytes: int) -> bytes:
     return orjson.dumps(kept, option=_OPTIONS)
 
 
-def _stand_in(value: Any) -> Any:  # noqa: PLR0911  # one return for each kind of value
+def _stand_in(value: Any) -> Any:  # one return for each kind of value
     """What orjson is told to write for a value that it has no form for."""
     if isinstance(value, float):  # numpy's float64 is one
         return float(value)
@@ -149,18 +152,14 @@ def _plain_list(value: list[Any] | tuple[Any, ...], limits: _Limits, depth: int)
 
 
 def _text(value: str, limits: _Limits) -> str:
-    text = value.encode("utf-8", "surrogateescape" if _only_escaped(value) else "backslashreplace")
-    shown = text.decode("utf-8", "backslashreplace")
-    if len(shown) > limits.characters:
-        return f"{shown[: limits.characters]}… {len(shown) - limits.characters} more"
-    return shown
-
-
-def _only_escaped(value: str) -> bool:
-    """Whether each surrogate stands for a byte of a file name (PEP 383), and can be shown as that byte."""
-    return not any(
-        "\ud800" <= character <= "\udc7f" or "\udd00" <= character <= "\udfff" for character in value
-    )
+    kept = value[: limits.characters]
+    try:
+        kept.encode()
+    except UnicodeEncodeError:
+        # PEP 383's surrogates stand for bytes of a file name, and are shown as those.
+        errors = "backslashreplace" if _OTHER_SURROGATE.search(kept) else "surrogateescape"
+        kept = kept.encode("utf-8", errors).decode("utf-8", "backslashreplace")
+    return kept if len(value) <= limits.characters else f"{kept}… {len(value) - limits.characters} more"
 
 
 def _path(value: PurePath) -> str:

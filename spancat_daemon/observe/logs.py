@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TextIO, TypeAlias, cast
 
@@ -39,9 +40,9 @@ _JOURNAL_PRIORITIES: Final = {
     "info": b"<6>",
     "debug": b"<7>",
 }
-# A thread that is stuck in a write holds the lock for at most the stream's deadline; a signal handler that
-# logs while its own thread holds it would wait for ever.
+# A thread that is stuck in a write holds the lock for at most the stream's deadline, unless a disk is stuck.
 _LOCK_TIMEOUT_S = 1.0
+_MOST_WAITING = 1000
 _HISTORY_TAIL_BYTES = 4 << 20
 _FIRST_FIELDS: Final = ("timestamp", "level", "event", "rule")
 
@@ -50,9 +51,11 @@ class LogOutput:
     """Where the log goes now. Made by ``configure``; all methods are safe to call from any thread."""
 
     def __init__(self, settings: LogSettings, stream: TextIO) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._writing = False
+        self._waiting: deque[tuple[dict[str, Any], bytes]] = deque()
         self._closed = False
-        self._missed = 0  # lines lost because the lock could not be had
+        self._missed = 0  # lines lost because too many wait for the lock
         # The file first: it is what can be refused.
         self._file = FileOutput(settings.file) if settings.file is not None else None
         self._file_lines = Counted(self._file) if self._file is not None else None
@@ -73,13 +76,29 @@ class LogOutput:
         with contextlib.suppress(Exception):  # the log's own faults must not stop a publish
             ordered = _ordered(fields)
             line = jsonline.dumps_line(ordered)
-            if not self._lock.acquire(timeout=_LOCK_TIMEOUT_S):
+            if len(self._waiting) >= _MOST_WAITING:
                 self._missed += 1
-                return
-            try:
-                self._write(ordered, line)
-            finally:
-                self._lock.release()
+            else:
+                self._waiting.append((ordered, line))
+            while self._waiting:
+                with self._undisturbed(_LOCK_TIMEOUT_S) as undisturbed:
+                    if not undisturbed:
+                        return  # whoever disturbs writes this line as well
+                    while self._waiting:
+                        self._write(*self._waiting.popleft())
+
+    @contextlib.contextmanager
+    def _undisturbed(self, timeout_s: float = -1) -> Iterator[bool]:
+        """Whether nobody else writes, not even this thread further up its stack: signal handlers log, too."""
+        if not self._lock.acquire(timeout=timeout_s):
+            yield False
+            return
+        was_writing, self._writing = self._writing, True
+        try:
+            yield not was_writing
+        finally:
+            self._writing = was_writing
+            self._lock.release()
 
     def _write(self, fields: Mapping[str, Any], line: bytes) -> None:
         if self._closed:
@@ -115,7 +134,7 @@ class LogOutput:
         except Exception as error:  # noqa: BLE001  # logging goes on where it can
             self.emit({"level": "error", "event": "log.reopen_failed", "error": error})
             return
-        with self._lock:
+        with self._undisturbed():
             self._file_lines.output = fresh
             old, self._file = self._file, fresh
             old.close()
@@ -149,9 +168,11 @@ class LogOutput:
     def close(self) -> None:
         """Ends the log; what is logged afterwards goes nowhere. Idempotent."""
         global _current  # noqa: PLW0603  # one log a process
-        with self._lock:
+        with self._undisturbed():
             if self._closed:
                 return
+            while self._waiting:
+                self._write(*self._waiting.popleft())
             self._closed = True
             self._stream_lines.output.close()
             if self._file is not None:

@@ -244,7 +244,7 @@ _HIDDEN: Final[Mapping[str, frozenset[str]]] = dict.fromkeys(
 )
 
 
-def _shown(value: Any) -> str:  # noqa: PLR0911  # one return for each kind of value
+def _shown(value: Any) -> str:  # one return for each kind of value
     """A value as text for a terminal, on one line."""
     if isinstance(value, str):
         return neutralise(value)
