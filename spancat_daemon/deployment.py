@@ -144,6 +144,8 @@ class Deployment:
         with self._mutex:
             if self._history is not None:
                 return
+            if self._stop.is_set():
+                raise Abandoned("the deployment was given up", where=str(self.folder.path))
             with ExitStack() as held:
                 self.folder.prepare(self._tools.durability)
                 held.enter_context(self.folder.lock(self._holder))

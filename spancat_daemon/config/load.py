@@ -70,6 +70,24 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     return parse(read(path), path, environ)
 
 
+def control_socket(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where a daemon with this configuration listens, as far as that can be told from a file with mistakes.
+
+    Raises:
+        UsageError: there is no such file, or it can't be read.
+    """
+    path = find(path, environ)
+    reading = _Reading(read(path), path, environ)
+    try:
+        document = reading.filled(reading.syntax(), ())
+    except ConfigurationError:
+        return None
+    reading.resolve_paths(document)
+    daemon = document["daemon"]
+    socket = daemon.get("control_socket") if isinstance(daemon, dict) else None
+    return Path(socket) if isinstance(socket, str) and socket.startswith("/") else None
+
+
 def read(path: Path) -> str:
     """The text of the file; never blocks, whatever the path leads to.
 

@@ -26,7 +26,10 @@ RANK: dict[Trigger, int] = {"startup": 0, "change": 1, "schedule": 2, "signal": 
 """Which trigger names a snapshot that several asked for."""
 
 TORN_AFTER_S = 10.0
-"""A checkpoint that stays unsettled and untouched for this long is reported: its trainer is not at work."""
+"""A checkpoint that stays torn, incomplete or absent for this long is reported: its trainer is not at work.
+
+`spacy train` itself takes model-best away for moments, whenever it replaces it.
+"""
 
 MANUAL_PATIENCE_S = 10.0
 """How long a snapshot that somebody waits for may find the checkpoint unsettled before it says so."""
@@ -203,64 +206,57 @@ class Dispatcher:
 
     def _settle_up(self, lane: _Lane, flag: Flag, result: Result) -> None:
         now = self.monotonic()
-        rule = lane.deployment.target.rule
         lane.failures = lane.failures + 1 if result.status == "failed" else 0
-        if result.status != "unsettled":
-            lane.unsettled, lane.reported = None, False
+        if result.status in {"unsettled", "vanished"}:
+            self._wait_for_trainer(lane, flag, result, now)
+            return
+        lane.unsettled, lane.reported, lane.seen = None, False, True
         if result.status in {"published", "unchanged"}:
             lane.last_reason, lane.last_success_s = "", now
-        elif result.status != "unsettled":
-            lane.last_reason, lane.last_failure_s = result.reason, now
-        if result.status == "vanished":
-            if lane.seen or flag.trigger not in QUIET_TRIGGERS:
-                self.log.info(
-                    "checkpoint.vanished",
-                    rule=rule,
-                    source=lane.deployment.target.source,
-                    trigger=flag.trigger,
-                    hint="there is nothing to snapshot until a trainer writes it; what is live stays",
-                )
-            lane.seen = False
-            _answer(flag, result)
-            return
-        lane.seen = True
-        if result.status == "unsettled":
-            self._wait_for_trainer(lane, flag, result, now)
-        elif result.status == "failed":
-            delay_s = min(RETRY_FIRST_S * 2 ** (lane.failures - 1), RETRY_LAST_S)
-            _answer(flag, result)
-            self._again(lane, replace(flag, waiters=()), now + delay_s)
         else:
-            _answer(flag, result)
+            lane.last_reason, lane.last_failure_s = result.reason, now
+        _answer(flag, result)
+        if result.status == "failed":
+            delay_s = min(RETRY_FIRST_S * 2 ** (lane.failures - 1), RETRY_LAST_S)
+            self._again(lane, replace(flag, waiters=()), now + delay_s)
 
     def _wait_for_trainer(self, lane: _Lane, flag: Flag, result: Result, now: float) -> None:
         """Keeps the flag up until the checkpoint settles; a change that comes meanwhile has its own."""
-        same = lane.unsettled is not None and lane.unsettled[0] == result.tree
-        if not same or lane.unsettled is None:
+        if result.status == "vanished" and not lane.seen:
+            if flag.trigger not in QUIET_TRIGGERS:
+                self._report(lane, result)
+            _answer(flag, result)
+            return
+        lane.seen = True
+        if lane.unsettled is None or lane.unsettled[0] != result.tree:
             lane.unsettled, lane.reported = (result.tree, now), False
         since_s = lane.unsettled[1]
         if result.kind != "busy" and not lane.reported and now - since_s >= TORN_AFTER_S:
             lane.reported = True
-            lane.last_reason = result.reason
-            self.log.warning(
+            self._report(lane, result)
+        if flag.waiters and now - flag.since_s >= MANUAL_PATIENCE_S:
+            _answer(flag, result)
+            flag = replace(flag, waiters=())
+        if result.status == "vanished" and lane.reported:
+            lane.seen = False
+            return
+        due_s = _next_look_s(flag, result, now, report_s=None if lane.reported else since_s + TORN_AFTER_S)
+        if due_s is not None:
+            self._again(lane, replace(flag, since_s=now) if lane.reported else flag, due_s)
+
+    def _report(self, lane: _Lane, result: Result) -> None:
+        """Says that no trainer seems to be at work on a checkpoint that can't be deployed as it is."""
+        lane.last_reason = result.reason
+        log = self.log.bind(rule=lane.deployment.target.rule, source=lane.deployment.target.source)
+        if result.status == "vanished":
+            log.info("checkpoint.vanished", hint="what is live stays; it is deployed when it comes back")
+        else:
+            log.warning(
                 "checkpoint.torn",
-                rule=lane.deployment.target.rule,
-                source=lane.deployment.target.source,
                 kind=result.kind,
                 reason=result.reason,
                 hint="its trainer stopped in the middle of a save; the next whole save is deployed",
             )
-        if flag.waiters and now - flag.since_s >= MANUAL_PATIENCE_S:
-            _answer(flag, result)
-            flag = replace(flag, waiters=())
-        if result.kind == "busy":
-            self._again(lane, flag, now + (result.retry_after_s or 0.01))
-        elif flag.waiters:
-            self._again(lane, flag, now + 0.1)
-        elif not lane.reported:
-            self._again(lane, flag, since_s + TORN_AFTER_S)
-        elif flag.forced or flag.trigger != "change":
-            self._again(lane, replace(flag, since_s=now), now + RETRY_LAST_S)
 
     @staticmethod
     def _again(lane: _Lane, flag: Flag, due_s: float) -> None:
@@ -268,6 +264,17 @@ class Dispatcher:
             lane.flag, lane.due_s = flag, due_s
         else:
             lane.flag = lane.flag.join(flag)
+
+
+def _next_look_s(flag: Flag, result: Result, now: float, *, report_s: float | None) -> float | None:
+    """When to look again at an unsettled checkpoint that nobody touches; None: there is no need to."""
+    if result.kind == "busy":
+        return now + (result.retry_after_s or 0.01)
+    if flag.waiters:
+        return now + 0.1
+    if report_s is not None:
+        return report_s
+    return now + RETRY_LAST_S if flag.forced or flag.trigger not in QUIET_TRIGGERS else None
 
 
 def _answer(flag: Flag, result: Result) -> None:

@@ -15,7 +15,7 @@ import time
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spancat_daemon import __version__
 from spancat_daemon.config.expand import targets
@@ -81,6 +81,7 @@ class Service:
         self._reopen = False
         self._dirty: set[str] = set()
         self._patterns: set[str] = set()
+        self._unreadable: dict[Path, int | None] = {}
         self._due: dict[str, bool] = {}
         self._reloads: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
         self._mutex = threading.Lock()
@@ -146,6 +147,13 @@ class Service:
 
     def _tell_schedule(self, event: ScheduleEvent) -> None:
         self.log.warning(event.event, **({"rule": event.key} if event.key else {}), **event.fields)
+
+    def _tell_unreadable(self, path: Path, error: OSError) -> None:
+        if self._unreadable.get(path) != error.errno:
+            self.log.warning(
+                "watch.degraded", path=path, reason=error.strerror, hint="let the daemon list it"
+            )
+        self._unreadable[path] = error.errno
 
     def _has_logged(self, rule: str, history_sha256: str) -> bool:
         return self._output.has_history(rule, history_sha256)
@@ -233,7 +241,7 @@ class Service:
             dirty, self._dirty = self._dirty, set()
             due, self._due = self._due, {}
         if any(key in self._patterns for key in dirty):
-            for deployment in self._follow(hold=False):
+            for deployment in self._follow(hold=False, vanished="stay"):
                 self.dispatcher.flag(deployment.target.rule, "change")
         for key in dirty - self._patterns:
             self.dispatcher.flag(key, "change")
@@ -274,14 +282,30 @@ class Service:
 
     # -- configuration --------------------------------------------------------------------------------------
 
-    def _follow(self, *, hold: bool, configuration: Configuration | None = None) -> Sequence[Deployment]:
+    def _follow(
+        self,
+        *,
+        hold: bool,
+        configuration: Configuration | None = None,
+        vanished: Literal["stay", "go"] = "go",
+    ) -> Sequence[Deployment]:
         """Makes what is watched, scheduled and deployed agree with a configuration; the new before the old.
+
+        Args:
+            hold: take each new folder now, and change nothing if one can't be taken.
+            configuration: a new one; None: as before.
+            vanished: what becomes of matches of a glob that are not there now. They "stay" where the reason
+                to look was an event: `spacy train` takes model-best away whenever it replaces it.
 
         Returns:
             The deployments that are new or changed.
         """
         chosen = configuration or self.configuration
-        wanted = targets(chosen)
+        wanted = targets(chosen, unreadable=self._tell_unreadable)
+        if vanished == "stay":
+            present = {target.rule for target in wanted}
+            held = [deployment.target for deployment in self.holdings.all()]
+            wanted += [target for target in held if target.rule not in present]
         changed, dropped = self.holdings.follow(wanted, min_free_bytes=chosen.daemon.min_free, hold=hold)
         self.configuration = chosen
         self._patterns = {watch.key for watch in watched(chosen, wanted) if watch.pattern is not None}

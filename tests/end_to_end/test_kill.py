@@ -44,8 +44,6 @@ def test_the_daemon_killed_while_it_publishes(tmp_path: Path, swap: str) -> None
         if (deploy / "current").exists():
             whole((deploy / "current").resolve())  # also before anybody repairs anything
         shutil.rmtree(checkpoint)  # so that the next start has only the repair to do
-        done = run("history", "products", "--verify", config=config)
-        assert done.returncode in {0, 4}, done.stderr
         with Daemon(config):
             pass
         if (deploy / "current").exists():

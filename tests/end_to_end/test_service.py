@@ -59,6 +59,7 @@ def test_a_checkpoint_that_is_there_goes_live_at_start_and_the_next_overwrites_i
     assert 0 < second["bytes_written"] < second["bytes"]
     assert (deploy / "current").is_symlink() == (swap == "symlink")
     assert [event["event"] for event in daemon.events].count("release.overwrite") == 1
+    assert "checkpoint.vanished" not in [event["event"] for event in daemon.events]
     assert daemon.events[-1]["event"] == "daemon.stopped"
 
 
@@ -147,6 +148,7 @@ def test_a_reload_takes_over_new_rules_and_a_bad_one_changes_nothing(tmp_path: P
 def test_runs_that_a_glob_matches_come_and_go_while_it_runs(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     config = configure(tmp_path, source="runs/*/model-best", deploy="models/{1}")
+    config.write_text(config.read_text().replace("[daemon]", '[daemon]\nreconcile_every = "2s"'))
     with Daemon(config) as daemon:
         build("default", tmp_path / "runs/a/model-best")
         daemon.wait(lambda event: published(event) and event["rule"] == "products/a")
@@ -257,3 +259,15 @@ def test_a_deployment_folder_can_be_read_by_everybody_and_written_by_nobody(tmp_
         for name in names:
             assert Path(folder, name).stat().st_mode & 0o777 == 0o444
     assert (live / "model.bin").samefile(live / "spancat/model")
+
+
+def test_a_checkpoint_that_is_gone_is_said_to_be_and_what_is_live_stays(tmp_path: Path) -> None:
+    checkpoint = build("default", tmp_path / "runs/model-best")
+    with Daemon(configure(tmp_path)) as daemon:
+        daemon.wait(published)
+        shutil.rmtree(checkpoint)
+        (gone,) = daemon.wait_for("checkpoint.vanished")
+        assert gone["source"] == str(checkpoint)
+        sound(tmp_path / "models/products")
+        build("default", checkpoint, generation=1)
+        daemon.wait_for("release.overwrite")

@@ -81,7 +81,7 @@ def test_every_release_loads_and_is_a_state_that_the_trainer_wrote(tmp_path: Pat
         *(tmp_path / "models/component/releases").iterdir(),
     ]:
         nlp = spacy.load(release)
-        model = nlp.get_pipe("spancat").model.to_bytes()
+        model = nlp.get_pipe("spancat").model.to_bytes()  # type: ignore[attr-defined]
         assert (release / "model.bin").read_bytes() == model
         nlp("Globex sells doors in Paris.")
     commits = [line for line in history(tmp_path / "models/products") if line["kind"] == "commit"]
