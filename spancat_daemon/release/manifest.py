@@ -22,6 +22,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 import orjson
@@ -39,6 +40,7 @@ MODEL_NAME: Final = "model.bin"
 SCHEMA: Final = 1
 MANIFEST_LIMIT_BYTES: Final = 64 << 20  # 10,000 files with long names and as many labels stay below 10 MB
 
+_REMEMBERED_BYTES: Final = 16 << 10  # a usual one has 4 KiB; 128 of the largest ones take some 10 MB
 _DEEPEST = 32  # of metrics and verdicts; beyond it lies nonsense, and the recursion limit
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RELEASE_ID = re.compile(r"([0-9]{6,})-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
@@ -194,7 +196,7 @@ def read(path: Path) -> Manifest:
             raw = file.read(MANIFEST_LIMIT_BYTES + 1)
     except OSError as error:
         raise BadManifest(f"can't be read: {error.strerror}", where=where) from error
-    return parse(raw, where=where)
+    return _parse_again(raw, where) if len(raw) <= _REMEMBERED_BYTES else parse(raw, where=where)
 
 
 def parse(raw: bytes, *, where: str) -> Manifest:
@@ -250,6 +252,12 @@ def parse(raw: bytes, *, where: str) -> Manifest:
             "content_sha256 is not the digest of its files: it was changed after it was made", where=where
         )
     return manifest
+
+
+@lru_cache(maxsize=128)
+def _parse_again(raw: bytes, where: str) -> Manifest:
+    # A folder's manifests never change, and every look at the folder reads them all.
+    return parse(raw, where=where)
 
 
 class _Wrong(Exception):  # noqa: N818  # never leaves this module
@@ -381,7 +389,7 @@ def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _plain(value: Any, depth: int = 0) -> Any:  # noqa: PLR0911  # one line for each kind of JSON value
+def _plain(value: Any, depth: int = 0) -> Any:  # one line for each kind of JSON value
     """Make a value one that JSON can say, see `dump`."""
     if value is None or isinstance(value, bool):
         return value

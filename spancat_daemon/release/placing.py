@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError
-from spancat_daemon.release.copying import Copier, Intake, UnreadableSourceError, same_content
+from spancat_daemon.release.copying import Copier, Intake, UnreadableSourceError, give_up, same_content
 from spancat_daemon.release.manifest import MODEL_NAME, FileDigest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from spancat_daemon.checkpoint.contents import Plan, Planned
     from spancat_daemon.checkpoint.tree import Source
+    from spancat_daemon.release.copying import Feeding
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.folder import Release
 
@@ -26,7 +30,7 @@ UNDER_CONSTRUCTION: Final = 0o700
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_PREVIOUS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_OPEN_AT_ONCE: Final = 64  # new files that wait for their fsync; a common limit for all descriptors is 1,024
+_OPEN_AT_ONCE: Final = 64  # new files that are not concluded; a common limit for all descriptors is 1,024
 
 # Why a hard link can't be made where a copy can: too many links, another file system or mount, one without
 # links, a file of another owner (protected_hardlinks), a file that is gone.
@@ -45,8 +49,25 @@ class Abandoned(SpancatDaemonError):  # noqa: N818  # a wish of the caller, not 
     """Staging was given up because its caller asked for it."""
 
 
+@dataclass(slots=True)
+class _New:
+    """A file that was written, and is not on stable storage yet, nor wholly digested."""
+
+    path: str
+    size: int
+    fd: int
+    intake: Intake
+    feeding: Feeding = field(default_factory=deque)
+
+
 class Placing:
-    """A staging directory while it is filled; a context manager that holds its descriptors."""
+    """A staging directory while it is filled; a context manager that holds its descriptors.
+
+    Attributes:
+        files: digest and size of what is in place; complete after `conclude`.
+        linked: the paths that are hard links of the previous release's.
+        bytes_written: size of all others.
+    """
 
     def __init__(
         self,
@@ -63,7 +84,7 @@ class Placing:
         self._source = source
         self._durability = durability
         self._abandoned = abandoned
-        self._unsynced: list[tuple[int, str]] = []
+        self._new: deque[_New] = deque()
         self._copier = Copier(durability, self._proceed)
         self._known = previous.manifest.files if previous is not None else {}
         self._root = os.open(path, OPEN_DIRECTORY)
@@ -73,45 +94,49 @@ class Placing:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for new in self._new:
+            give_up(new.feeding)
+            os.close(new.fd)
         self._copier.close()
-        for fd, _path in self._unsynced:
-            os.close(fd)
         if self._previous is not None:
             os.close(self._previous)
         os.close(self._root)
 
     def fill(self, plan: Plan) -> None:
-        """Stage every file, the largest first: their way to the disk is the longest."""
+        """Put every file in its place, the largest first: their way to the disk is the longest.
+
+        After that the checkpoint is not read any more.
+        """
         for directory in sorted(directories_of(planned.path for planned in plan.files)):
             os.mkdir(directory, UNDER_CONSTRUCTION, dir_fd=self._root)
         for planned in sorted(plan.files, key=planned_bytes, reverse=True):
             self._proceed()
-            try:
+            with self._saying(planned.path):
                 self._add(planned)
-            except UnreadableSourceError as error:
-                raise Rejected(f"can't be read: {error}", where=self._where(planned.path)) from error
-            except (Rejected, Moved) as error:
-                error.where = error.where or self._where(planned.path)
-                raise
-            except OSError as error:
-                named(error, self._path / planned.path)
-                raise
-        self._link_model(plan.model_file)
+        with self._saying(MODEL_NAME):
+            self._link_model(plan.model_file)
 
-    def sync(self) -> None:
-        """Make the bytes of all new files stay."""
-        while self._unsynced:
-            self._proceed()
-            self._sync_oldest()
+    def conclude(self) -> None:
+        """Make the bytes of all new files stay, and have their digests and proofs.
+
+        Raises:
+            Rejected: a file is not whole.
+            OSError: it could not be made to stay; never to be tried again.
+        """
+        while self._new:
+            self._conclude_oldest()
 
     def _add(self, planned: Planned) -> None:
         fd = self._source.open_file(planned.source) if planned.source is not None else None
         try:
-            digest = self._link(planned, fd) or self._copy(planned, fd)
+            digest = self._link(planned, fd)
+            if digest is not None:
+                self.files[planned.path] = digest
+            else:
+                self._copy(planned, fd)
         finally:
             if fd is not None:
                 os.close(fd)
-        self.files[planned.path] = digest
 
     def _link(self, planned: Planned, fd: int | None) -> FileDigest | None:
         """Make a file a hard link of the previous release's, if that is there and the same."""
@@ -134,7 +159,10 @@ class Placing:
 
     def _equals(self, planned: Planned, fd: int | None, other: int) -> bool:
         if fd is None:
-            return os.pread(other, planned_bytes(planned) + 1, 0) == planned.data
+            try:
+                return os.pread(other, planned_bytes(planned) + 1, 0) == planned.data
+            except OSError:
+                return False
         proof = planned.proof() if planned.proof is not None else None
         return same_content(fd, other, planned_bytes(planned), proof, self._proceed)
 
@@ -152,35 +180,36 @@ class Placing:
         self.linked.append(path)
         return True
 
-    def _copy(self, planned: Planned, fd: int | None) -> FileDigest:
-        size = planned_bytes(planned)
+    def _copy(self, planned: Planned, fd: int | None) -> None:
         intake = Intake(planned.proof() if planned.proof is not None else None)
-        target = self._create(planned.path)
+        new = self._create(planned.path, planned_bytes(planned), intake)
         if fd is not None:
-            self._copier.copy(fd, target, size, intake)
+            new.feeding = self._copier.copy(fd, new.fd, new.size, intake)
         else:
-            self._copier.write(target, planned.data or b"", intake)
-        self.bytes_written += size
-        return FileDigest(sha256=intake.finish(), bytes=size)
+            self._copier.write(new.fd, planned.data or b"", intake)
 
-    def _create(self, path: str) -> int:
-        """Create a file that is synced, and closed, with the rest."""
-        while len(self._unsynced) >= _OPEN_AT_ONCE:
-            self._sync_oldest()
+    def _create(self, path: str, size: int, intake: Intake) -> _New:
+        while len(self._new) >= _OPEN_AT_ONCE:
+            self._conclude_oldest()
         fd = os.open(path, CREATE, FILE_MODE, dir_fd=self._root)
-        self._unsynced.append((fd, path))
+        new = _New(path, size, fd, intake)
+        self._new.append(new)
         os.fchmod(fd, FILE_MODE)  # whatever the umask
-        return fd
+        self.bytes_written += size
+        return new
 
-    def _sync_oldest(self) -> None:
-        fd, path = self._unsynced.pop(0)
-        try:
-            self._durability.sync_file(fd)
-        except OSError as error:
-            named(error, self._path / path)
-            raise
-        finally:
-            os.close(fd)
+    def _conclude_oldest(self) -> None:
+        new = self._new[0]
+        with self._saying(new.path):
+            self._proceed()
+            # Digesting goes on meanwhile: it only reads.
+            self._durability.sync_file(new.fd)
+            while new.feeding:
+                self._proceed()
+                new.feeding.popleft().result()
+            self.files[new.path] = FileDigest(sha256=new.intake.finish(), bytes=new.size)
+        self._new.popleft()
+        os.close(new.fd)
 
     def _link_model(self, model: str) -> None:
         """Give the model file its second name, ``model.bin``."""
@@ -188,7 +217,6 @@ class Placing:
             self._second_name(model, MODEL_NAME)
         except OSError as error:
             if error.errno not in _NO_LINK:
-                named(error, self._path / MODEL_NAME)
                 raise
             self._copy_model(model)
             if error.errno == errno.EMLINK:  # the last one was taken by the model file itself
@@ -197,19 +225,17 @@ class Placing:
                 self.linked.remove(model)
 
     def _copy_model(self, model: str) -> None:
+        self.conclude()
         digest = self.files[model]
-        intake = Intake(None)
         fd = os.open(model, _OPEN_PREVIOUS, dir_fd=self._root)
         try:
-            self._copier.copy(fd, self._create(MODEL_NAME), digest.bytes, intake)
-        except OSError as error:
-            named(error, self._path / MODEL_NAME)
-            raise
+            new = self._create(MODEL_NAME, digest.bytes, Intake(None))
+            new.feeding = self._copier.copy(fd, new.fd, new.size, new.intake)
         finally:
             os.close(fd)
-        if intake.finish() != digest.sha256:
+        self.conclude()
+        if self.files[MODEL_NAME] != digest:
             raise OSError(errno.EIO, "reads otherwise than it was written", str(self._path / model))
-        self.bytes_written += digest.bytes
 
     def _second_name(self, path: str, second: str) -> None:
         os.link(path, second, src_dir_fd=self._root, dst_dir_fd=self._root, follow_symlinks=False)
@@ -217,6 +243,20 @@ class Placing:
     def _proceed(self) -> None:
         if self._abandoned():
             raise Abandoned("staging was given up", where=str(self._source.path))
+
+    @contextmanager
+    def _saying(self, path: str) -> Iterator[None]:
+        """Let every failure say which file it is about."""
+        try:
+            yield
+        except UnreadableSourceError as error:
+            raise Rejected(f"can't be read: {error}", where=self._where(path)) from error
+        except (Rejected, Moved) as error:
+            error.where = error.where or self._where(path)
+            raise
+        except OSError as error:
+            named(error, self._path / path)
+            raise
 
     def _where(self, path: str) -> str:
         return f"{self._source.path}/{shown(path)}"

@@ -78,7 +78,7 @@ class Staged:
     plan: Plan
 
 
-def stage(  # noqa: PLR0913  # each is a different thing, and named
+def stage(
     plan: Plan,
     source: Source,
     tree: Tree,
@@ -123,11 +123,11 @@ def stage(  # noqa: PLR0913  # each is a different thing, and named
         with Placing(path, source, previous, durability, abandoned) as placing:
             try:
                 placing.fill(plan)
+                source.unchanged(tree)
+                placing.conclude()
             except Rejected:
                 source.unchanged(tree)  # half a file is no fault of a trainer that is just writing it
                 raise
-            source.unchanged(tree)
-            placing.sync()
             model = placing.files[plan.model_file]
             placing.files[MODEL_NAME] = model
             staged = Staged(

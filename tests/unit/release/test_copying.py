@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from spancat_daemon.errors import Moved, Rejected
-from spancat_daemon.release import copying
 from spancat_daemon.release.copying import (
     CHUNK_BYTES,
     PIECE_BYTES,
     SMALL_BYTES,
-    THREADED_BYTES,
     Copier,
     Intake,
     UnreadableSourceError,
+    give_up,
     same_content,
 )
 from spancat_daemon.release.durability import DURABLE
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from spancat_daemon.release.copying import Feeding
+
 LENGTHS = [
     0,
     1,
@@ -34,9 +35,7 @@ LENGTHS = [
     SMALL_BYTES,
     SMALL_BYTES + 1,
     PIECE_BYTES + 1,
-    THREADED_BYTES - 1,
-    THREADED_BYTES,
-    THREADED_BYTES + 2 * PIECE_BYTES + 1,
+    9 * PIECE_BYTES,
 ]
 
 
@@ -95,10 +94,18 @@ def copier() -> Iterator[Copier]:
     copier.close()
 
 
+def finish(feeding: Feeding) -> None:
+    try:
+        for future in feeding:
+            future.result()
+    finally:
+        give_up(feeding)
+
+
 def copied(copier: Copier, pair: Files, data: bytes) -> None:
     proof = Collecting()
     intake = Intake(proof)
-    copier.copy(pair.source, pair.target, len(data), intake)
+    finish(copier.copy(pair.source, pair.target, len(data), intake))
     assert intake.finish() == sha256(data)
     assert proof.fed == data
     assert proof.finished
@@ -135,7 +142,7 @@ def test_a_kernel_that_will_not_copy(
         return real(*args)
 
     monkeypatch.setattr(os, "copy_file_range", refusing)
-    data = os.urandom(THREADED_BYTES + PIECE_BYTES + 1)
+    data = os.urandom(9 * PIECE_BYTES + 1)
     copied(copier, files(data), data)
     assert len(calls) == after + 1  # it is not asked again for this file
 
@@ -209,7 +216,7 @@ def test_asks_once_for_clones(copier: Copier, files: Any, monkeypatch: pytest.Mo
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("length", [10, 2 * SMALL_BYTES, THREADED_BYTES + 1])
+@pytest.mark.parametrize("length", [10, 2 * SMALL_BYTES, 3 * PIECE_BYTES + 1])
 def test_a_write_that_is_lost_is_found(
     copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
@@ -217,7 +224,7 @@ def test_a_write_that_is_lost_is_found(
     monkeypatch.setattr(os, "copy_file_range", lambda _s, _t, n, _i, _o: n)
     pair = files(os.urandom(length))
     with pytest.raises(OSError, match="does not hold what was written"):
-        copier.copy(pair.source, pair.target, length, Intake(None))
+        finish(copier.copy(pair.source, pair.target, length, Intake(None)))
 
 
 def test_a_write_that_makes_no_way_is_no_endless_loop(
@@ -229,7 +236,7 @@ def test_a_write_that_makes_no_way_is_no_endless_loop(
         copier.copy(pair.source, pair.target, 4, Intake(None))
 
 
-@pytest.mark.parametrize("length", [10, 2 * SMALL_BYTES, THREADED_BYTES + 8 * PIECE_BYTES])
+@pytest.mark.parametrize("length", [10, 2 * SMALL_BYTES, 20 * PIECE_BYTES])
 def test_a_proof_that_fails_ends_the_copy(copier: Copier, files: Any, length: int) -> None:
     class Refusing(Collecting):
         def feed(self, chunk: bytes) -> None:
@@ -239,7 +246,7 @@ def test_a_proof_that_fails_ends_the_copy(copier: Copier, files: Any, length: in
     proof = Refusing()
     pair = files(os.urandom(length))
     with pytest.raises(Rejected, match="is cut off"):
-        copier.copy(pair.source, pair.target, length, Intake(proof))
+        finish(copier.copy(pair.source, pair.target, length, Intake(proof)))
     assert len(proof.fed) <= CHUNK_BYTES * (1 + length // PIECE_BYTES)
 
 
@@ -293,7 +300,6 @@ def test_stops_at_the_first_difference(files: Any) -> None:
 
 
 def test_starts_no_thread_for_small_files(copier: Copier, files: Any) -> None:
-    data = os.urandom(THREADED_BYTES - 1)
+    data = os.urandom(SMALL_BYTES - 1)
     copied(copier, files(data), data)
     assert copier._thread is None
-    assert copying.SMALL_BYTES < copying.THREADED_BYTES

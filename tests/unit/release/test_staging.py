@@ -6,13 +6,15 @@ import resource
 import stat
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from spancat_daemon.checkpoint.tree import Source
 from spancat_daemon.errors import Moved, Rejected, Vanished
-from spancat_daemon.release.copying import PIECE_BYTES, THREADED_BYTES
+from spancat_daemon.release.copying import PIECE_BYTES
 from spancat_daemon.release.durability import Durability
 from spancat_daemon.release.manifest import content_digest, read
 from spancat_daemon.release.staging import Abandoned, Lacking, discard, seal
@@ -28,7 +30,9 @@ from tests.unit.release.staging_scene import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from spancat_daemon.checkpoint.tree import SourceFile
 
 BIG = "vocab/vectors"
 MiB = 1 << 20
@@ -99,6 +103,27 @@ class Meddling:
         self._last()
 
 
+WhenOpened = Callable[[str, Callable[[], Any]], None]
+
+
+@pytest.fixture
+def when_opened(monkeypatch: pytest.MonkeyPatch) -> WhenOpened:
+    """Have something done at the moment a file of the checkpoint was opened, and nothing of it read."""
+
+    def register(path: str, action: Callable[[], Any]) -> None:
+        open_file = Source.open_file
+
+        def meddled(source: Source, file: SourceFile) -> int:
+            fd = open_file(source, file)
+            if file.path == path:
+                action()
+            return fd
+
+        monkeypatch.setattr(Source, "open_file", meddled)
+
+    return register
+
+
 def refuse(reason: str = "is cut off") -> Callable[[], None]:
     def refusing() -> None:
         raise Rejected(reason, hint="save it again")
@@ -129,9 +154,7 @@ class TestCopy:
         staged = scene.stage()
         assert (staged.path / "model.bin").samefile(staged.path / MODEL)
 
-    @pytest.mark.parametrize(
-        "size", [2 * MiB + 1, PIECE_BYTES, THREADED_BYTES - 1, THREADED_BYTES + PIECE_BYTES + 3]
-    )
+    @pytest.mark.parametrize("size", [2 * MiB + 1, PIECE_BYTES, 16 * MiB - 1, 16 * MiB + PIECE_BYTES + 3])
     def test_large_files(self, scene: Scene, size: int) -> None:
         data = os.urandom(size)
         scene.write(BIG, data)
@@ -346,9 +369,11 @@ class TestMoved:
     @pytest.mark.parametrize(
         "what", ["grows", "shrinks", "rewritten", "replaced", "removed", "touched", "joined"]
     )
-    def test_never_staged(self, scene: Scene, path: str, what: str, linkable: bool) -> None:
+    def test_never_staged(
+        self, scene: Scene, when_opened: WhenOpened, path: str, what: str, linkable: bool
+    ) -> None:
         if path == BIG:
-            scene.write(BIG, os.urandom(THREADED_BYTES + PIECE_BYTES))
+            scene.write(BIG, os.urandom(16 * MiB + PIECE_BYTES))
         previous = scene.publish(scene.stage()) if linkable else None
         target = scene.checkpoint / path
 
@@ -370,9 +395,23 @@ class TestMoved:
             else:
                 scene.write("newcomer", b"")
 
+        when_opened(path, meddle)
         with pytest.raises(Moved):
-            scene.stage(previous=previous, proofs={path: Meddling(first=meddle)})
+            scene.stage(previous=previous)
         assert scene.left() == []
+
+    @pytest.mark.parametrize("path", [MODEL, "tok2vec/model", BIG])
+    def test_or_as_it_was(self, scene: Scene, path: str) -> None:
+        """Large files are proven while the rest goes on; by then they may be ours already."""
+        files = {**FILES, BIG: os.urandom(3 * PIECE_BYTES)}
+        scene.write(BIG, files[BIG])
+        other = os.urandom(len(files[path]))
+        try:
+            staged = scene.stage(proofs={path: Meddling(first=lambda: scene.write(path, other))})
+        except Moved:
+            assert scene.left() == []
+        else:
+            assert contents_of(staged.path) == {**files, "model.bin": files[MODEL]}
 
     def test_truncated_between_two_pieces(self, scene: Scene) -> None:
         scene.write(BIG, os.urandom(3 * PIECE_BYTES))
@@ -391,11 +430,16 @@ class TestMoved:
         assert asked >= 4
         assert scene.left() == []
 
-    def test_before_it_is_opened(self, scene: Scene) -> None:
-        with pytest.raises(Moved):
-            scene.stage(
-                proofs={"tok2vec/model": Meddling(last=lambda: scene.write("config.cfg", b"[other]"))}
-            )
+    def test_before_it_is_opened(self, scene: Scene, when_opened: WhenOpened) -> None:
+        when_opened("tok2vec/model", lambda: scene.write("config.cfg", b"[other]"))
+        with pytest.raises(Moved, match=r"model-last/config.cfg: "):
+            scene.stage()
+        assert scene.left() == []
+
+    def test_after_it_was_copied(self, scene: Scene, when_opened: WhenOpened) -> None:
+        when_opened("config.cfg", lambda: scene.write("tok2vec/model", FILES["tok2vec/model"]))
+        with pytest.raises(Moved, match=r"model-last/tok2vec/model: "):
+            scene.stage()
         assert scene.left() == []
 
     def test_half_a_file_of_a_trainer_that_writes_is_no_fault(self, scene: Scene) -> None:
@@ -420,7 +464,7 @@ class TestRejected:
     @pytest.mark.parametrize("path", [MODEL, "tok2vec/model", BIG])
     @pytest.mark.parametrize("when", ["first", "last"])
     def test_names_file_reason_and_hint(self, scene: Scene, path: str, when: str) -> None:
-        scene.write(BIG, os.urandom(THREADED_BYTES + PIECE_BYTES))
+        scene.write(BIG, os.urandom(16 * MiB + PIECE_BYTES))
         with pytest.raises(Rejected) as caught:
             scene.stage(proofs={path: Meddling(**{when: refuse()})})
         assert str(caught.value) == f"{scene.checkpoint}/{path}: is cut off; save it again"
@@ -489,7 +533,7 @@ class TestSpace:
 
     @pytest.mark.parametrize("limit", [100_000, 1_000_000, 10 * MiB])
     def test_file_size_limit(self, scene: Scene, limit: int) -> None:
-        scene.write(BIG, os.urandom(THREADED_BYTES))
+        scene.write(BIG, os.urandom(16 * MiB))
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
@@ -570,7 +614,7 @@ class TestDurability:
 class TestGivenUp:
     @pytest.mark.parametrize("after", [0, 1, 5, 20])
     def test_leaves_nothing(self, scene: Scene, after: int) -> None:
-        scene.write(BIG, os.urandom(THREADED_BYTES + 2 * PIECE_BYTES))
+        scene.write(BIG, os.urandom(16 * MiB + 2 * PIECE_BYTES))
         asked = 0
 
         def abandoned() -> bool:
