@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -121,6 +122,21 @@ def test_a_lock_file_that_was_deleted_excludes_all_the_same(bench: Bench) -> Non
         pass
 
 
+def test_a_lock_file_that_is_deleted_while_it_is_taken_is_taken_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, calls = fcntl.flock, iter(range(99))
+
+    def deleted_first(fd: int, operation: int) -> None:
+        if next(calls) == 0:
+            bench.folder.lock_path.unlink()
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", deleted_first)
+    with bench.folder.lock("one"), pytest.raises(FolderBusy, match="one"), bench.folder.lock("two"):
+        pass
+
+
 def test_the_lock_is_not_inherited(bench: Bench) -> None:
     with bench.folder.lock("one"):
         for fd in names_in(Path("/proc/self/fd")):
@@ -152,6 +168,14 @@ def test_releases_come_newest_first_and_what_is_broken_or_foreign_is_told(bench:
     foreign = {"notes.txt", "backup", "000008-20261122T113045Z-aaaaaaaa"}
     assert {path.name for path in survey.foreign} == foreign
     assert survey.stray_links == survey.misnamed == ()
+
+
+def test_of_two_copies_the_live_one_counts(bench: Bench) -> None:
+    live = bench.publish(kind="exchange").release
+    shutil.copytree(live.path, bench.folder.releases_path / live.id)
+    survey = bench.folder.survey()
+    assert survey.releases == (live,)
+    assert [path for path, _ in survey.broken] == [bench.folder.releases_path / live.id]
 
 
 def test_states_in_the_midst_of_an_exchange_are_understood(bench: Bench) -> None:

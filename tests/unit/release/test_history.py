@@ -376,3 +376,28 @@ def test_records_with_wrong_types_are_malformed() -> None:
         body = orjson.dumps(good | {key: value}, option=orjson.OPT_SORT_KEYS)
         with pytest.raises(Malformed):
             decode(body[:-1] + b',"sha256":"' + GENESIS.encode() + b'"}')
+
+
+def test_a_whole_line_of_a_failed_append_is_taken_back_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(path, durability=Failing(data=2)) as history:
+        history.append("pinned", {"release": A})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(OSError(5, "dead")))
+            with pytest.raises(OSError, match="Input/output"):
+                history.append("pinned", {"release": B})
+        assert path.read_bytes().count(b"\n") == 2
+        assert history.append("pinned", {"release": C}).seq == 2
+    assert [record.data["release"] for record in History.reading(path).records()] == [A, C]
+
+
+def test_a_record_of_someone_else_is_read_before_anything_is_added(path: Path) -> None:
+    with opened(path) as history:
+        history.append("pinned", {"release": A})
+        with opened(path) as other:
+            other.append("pinned", {"release": B})
+        with pytest.raises(HistoryBroken, match="something else"):
+            history.append("pinned", {"release": C})
+        assert history.append("pinned", {"release": C}).seq == 3
+    assert History.reading(path).verify() == []
