@@ -344,12 +344,11 @@ class ScheduleTrigger:
             if abs(step_s) <= CLOCK_STEP_S:
                 return
             now = self._clock.now()
-            for job in scheduler.get_jobs():
+            for job in scheduler.get_jobs():  # changing one, the tick at least, also wakes the thread
                 trigger = job.trigger
                 # Ahead: cron times that were skipped are due and run. Back: the next is the first after now.
                 if isinstance(trigger, IntervalOnMonotonicTime) or step_s < 0:
                     scheduler.modify_job(job.id, next_run_time=trigger.get_next_fire_time(None, now))
-            scheduler.wakeup()
 
 
 def cron_trigger(schedule: CronSchedule) -> CronTrigger:

@@ -103,16 +103,43 @@ def test_the_folder_around_it_deleted_and_made_anew(best: Path, tmp_path: Path) 
 
 def test_a_deleted_folder_that_somebody_still_holds_open(best: Path, tmp_path: Path) -> None:
     # The kernel reports its end only when the last descriptor is closed.
-    held = [os.open(path, os.O_RDONLY) for path in (best.parent, best.parent.parent)]
+    runs = best.parent.parent
+    held = [os.open(path, os.O_RDONLY) for path in (best.parent, runs)]
     try:
         with watching(tmp_path, Watched("one", best)) as told:
-            shutil.rmtree(tmp_path / "runs")
+            for delete in (partial(shutil.rmtree, best), best.parent.rmdir, runs.rmdir):
+                told.dirtied_by(delete, at_least={"one"})
             told.wait_told("watch.lost")
-            told.dirtied_by(partial(write_checkpoint, best), at_least={"one"})
+            for directory in (runs, best.parent, best):
+                told.dirtied_by(directory.mkdir, at_least={"one"})
             told.dirtied_by(partial((best / "config.cfg").write_bytes, b"2"), at_least={"one"})
     finally:
         for fd in held:
             os.close(fd)
+
+
+def test_what_happens_before_a_new_folder_is_watched_is_not_lost(best: Path, tmp_path: Path) -> None:
+    with watching(tmp_path, Watched("one", best)) as told:
+        with told.trigger._lock:  # keeps the new folder from being watched yet
+            (best / "new").mkdir()
+            wait_for(lambda: told.dirty["one"] > 0, "dirty")
+            told.dirty.clear()
+            (best / "new" / "file").write_bytes(b"")
+        wait_for(lambda: told.dirty["one"] > 0, "dirty again")
+
+
+def test_a_folder_that_gets_its_predecessors_inode_number(best: Path, tmp_path: Path) -> None:
+    folder = best / "vocab"
+    with watching(tmp_path, Watched("one", best)) as told:
+        for _ in range(200):
+            inode = folder.stat().st_ino
+            with told.trigger._lock:
+                shutil.rmtree(folder)
+                folder.mkdir()
+            told.dirtied_by(partial((folder / "lookups.bin").write_bytes, b""), at_least={"one"})
+            if folder.stat().st_ino == inode:
+                break
+        assert told.watches == len(best.parts) + 2 + 1
 
 
 def test_an_ancestor_moved_away_and_another_moved_in(best: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import apscheduler.schedulers.base
 import pytest
 
 from spancat_daemon.config.model import CronSchedule, IntervalSchedule
-from spancat_daemon.triggers.schedule import TICK_S, Clock, Job, ScheduleEvent, ScheduleTrigger
+from spancat_daemon.triggers.schedule import TICK_S, Clock, Job, ScheduleEvent, ScheduleTrigger, _Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -348,6 +348,38 @@ def test_a_raising_job_store_does_not_end_it(scheduled: Scheduled, caplog: pytes
     assert "a broken job store" in caplog.text
 
 
+def kill(scheduled: Scheduled) -> _Scheduler:
+    """Ends the scheduler's thread as an exception does; APScheduler still says that it runs."""
+    dead = scheduled.trigger._scheduler
+    assert dead is not None
+    thread = dead._thread
+    assert thread is not None
+
+    def die() -> float:
+        raise SystemError("the end")
+
+    dead._process_jobs = die  # type: ignore[method-assign]
+    dead.wakeup()  # type: ignore[no-untyped-call]
+    thread.join(DEADLINE_S)
+    assert dead.running
+    return dead
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_came_due_while_the_thread_was_dead_runs(scheduled: Scheduled) -> None:
+    scheduled.trigger.set_jobs([cron("0 13 * * *", key="daily"), every(600, "interval")])
+    scheduled.look()
+    kill(scheduled)
+    scheduled.clock.pass_s(4000)
+    scheduled.trigger.check_clock()
+    deadline = time.monotonic() + DEADLINE_S
+    while len(scheduled.due) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    assert sorted(scheduled.due) == [("daily", False), ("interval", False)]
+    assert scheduled.next("daily") == datetime(2026, 3, 3, 13, 0, tzinfo=UTC)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_thread_is_replaced_with_growing_delays(
     scheduled: Scheduled, monkeypatch: pytest.MonkeyPatch
@@ -355,18 +387,7 @@ def test_a_dead_thread_is_replaced_with_growing_delays(
     scheduled.trigger.set_jobs([every(600)])
     waits = []
     for _ in range(4):
-        dead = scheduled.trigger._scheduler
-        assert dead is not None
-        thread = dead._thread
-        assert thread is not None
-
-        def die() -> float:
-            raise SystemError("the end")
-
-        dead._process_jobs = die  # type: ignore[method-assign]
-        dead.wakeup()  # type: ignore[no-untyped-call]
-        thread.join(DEADLINE_S)
-        assert dead.running  # which is why it is not asked
+        dead = kill(scheduled)
         waited = 0
         while scheduled.trigger._scheduler is dead:
             scheduled.trigger.check_clock()

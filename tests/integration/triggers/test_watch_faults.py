@@ -67,8 +67,10 @@ def holding() -> Iterator[Holding]:
 def test_an_overflow_is_said_and_everything_is_dirty(best: Path, tmp_path: Path, holding: Holding) -> None:
     other = tmp_path / "runs" / "two" / "model-best"
     write_checkpoint(other)
+    third = tmp_path / "runs" / "three" / "model-best"
+    write_checkpoint(third)
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text(encoding="ascii"))
-    with watching(tmp_path, Watched("one", best), Watched("two", other)) as told:
+    with watching(tmp_path, Watched("one", best), Watched("two", other), Watched("three", third)) as told:
         told.before_dirty = holding
         (best / "config.cfg").write_bytes(b"2")
         assert holding.entered.wait(20)
@@ -77,11 +79,12 @@ def test_an_overflow_is_said_and_everything_is_dirty(best: Path, tmp_path: Path,
             os.utime(best / "meta.json", (number, number))
         # These events are lost, and with them the directory that would have to be watched.
         (other / "new").mkdir()
+        (third / "config.cfg").write_bytes(b"2")
         told.dirty.clear()
         holding.release.set()
         told.wait_told("watch.overflowed")
-        wait_for(lambda: told.dirty["two"] > 0, "dirty of the one whose events were lost")
-        assert told.told("watch.overflowed")[0].fields["rules"] == 2
+        wait_for(lambda: {"two", "three"} <= set(told.dirty), "dirty of those whose events were lost")
+        assert told.told("watch.overflowed")[0].fields["rules"] == 3
         told.dirtied_by(partial((other / "new" / "file").write_bytes, b""), at_least={"two"})
 
 
@@ -258,34 +261,54 @@ def test_a_check_finds_a_move_that_no_event_told_of(best: Path, tmp_path: Path) 
         told.dirtied_by(partial((best / "vocab/lookups.bin").write_bytes, b"3"), at_least={"one"})
 
 
-@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users")
-def test_an_unreadable_directory_is_said_and_polled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystem, "FALLBACK_POLL_S", 0.02)
-    root = Path(tempfile.mkdtemp())
-    user = os.geteuid()
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user who is not root, as whom the test runs."""
+    root, user = Path(tempfile.mkdtemp()), os.geteuid()
+    (root / "state").mkdir()
     try:
-        best = root / "runs" / "model-best"
-        write_checkpoint(best)
-        secret = best / "spancat"
-        for path in (root, *root.rglob("*")):
-            path.chmod(0o777)
-            os.chown(path, 65534 if user == 0 else -1, -1)
-        (root / "state").mkdir()
-        (root / "state").chmod(0o777)
-        secret.chmod(0)
         if user == 0:
+            for path in (root, root / "state"):
+                os.chown(path, 65534, 65534)
             os.seteuid(65534)
-        with watching(root, Watched("one", best)) as told:
-            degraded = told.told("watch.degraded")[0]
-            assert degraded.fields["path"] == str(secret)
-            assert degraded.fields["reason"] == "not readable"
-            told.dirtied_by(partial((best / "config.cfg").write_bytes, b"3"), at_least={"one"})
-            secret.chmod(0o755)
-            told.wait_told("watch.restored")  # at once: the change of its mode is an event
-            told.dirtied_by(partial((secret / "model").write_bytes, b"3"), at_least={"one"})
+        yield root
     finally:
         os.seteuid(user)
+        for path in root.rglob("*"):
+            if path.is_dir():
+                path.chmod(0o700)
         shutil.rmtree(root)
+
+
+def test_an_unreadable_directory_is_said_and_polled(
+    unprivileged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "FALLBACK_POLL_S", 0.02)
+    best = unprivileged / "runs" / "model-best"
+    write_checkpoint(best)
+    secret = best / "spancat"
+    secret.chmod(0)
+    with watching(unprivileged, Watched("one", best)) as told:
+        degraded = told.told("watch.degraded")[0]
+        assert degraded.fields["path"] == str(secret)
+        assert degraded.fields["reason"] == "not readable"
+        told.dirtied_by(partial((best / "config.cfg").write_bytes, b"3"), at_least={"one"})
+        secret.chmod(0o755)
+        told.wait_told("watch.restored")  # at once: the change of its mode is an event
+        told.dirtied_by(partial((secret / "model").write_bytes, b"3"), at_least={"one"})
+
+
+def test_ancestors_that_can_only_be_passed_through_are_no_fault(unprivileged: Path) -> None:
+    best = unprivileged / "home" / "runs" / "model-best"
+    write_checkpoint(best)
+    (unprivileged / "home").chmod(0o311)
+    with watching(unprivileged, Watched("one", best)) as told:
+        assert not told.told("watch.degraded")
+        told.dirtied_by(partial((best / "config.cfg").write_bytes, b"3"), at_least={"one"})
+        assert told.watches == 1 + len(best.parts) + 2 - 1
+        (unprivileged / "home").rename(unprivileged / "elsewhere")  # nobody tells
+        told.trigger.check()
+        told.wait_told("watch.lost")
 
 
 def in_a_namespace(script: str, tmp_path: Path, *, mount: bool = False) -> dict[str, Any]:
@@ -324,6 +347,8 @@ limit = Path("/proc/sys/user/LIMIT")
 limit.write_text("LOW")
 watched = [Watched(name, path) for name, path in paths.items()]
 with watching(tmp_path, *watched) as told:
+    directories = told.trigger._directories
+    assert directories is None or directories._canary is not None
     low = [(e.event, e.key, dict(e.fields)) for e in told.events]
     for name, path in paths.items():  # also where no watch was to be had
         for file in ("config.cfg", "vocab/lookups.bin"):
