@@ -1,19 +1,13 @@
-"""What config.cfg, meta.json and the components' cfg say about a checkpoint; pure, no file is opened here.
-
-config.cfg is read as spaCy reads it (confection's `Config.from_str`: configparser, section names split at
-dots, values decoded as JSON where they decode) without importing either, which would double our memory.
-"""
+"""What config.cfg, meta.json and the components' cfg say about a checkpoint; pure, no file is opened here."""
 
 from __future__ import annotations
 
-import configparser
-import json
-import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 
+from spancat_daemon.checkpoint.configuration import parse_config, resolve
 from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.errors import Rejected
 
@@ -56,11 +50,6 @@ _UPSTREAM_FACTORIES = {
 
 # Names of pipes are directory names; these are taken by what Language.to_disk writes itself.
 _TAKEN_NAMES = frozenset({"", ".", "..", "config.cfg", "meta.json", "tokenizer", "vocab"})
-
-_REFERENCE = re.compile(r"\$\{([\w.:-]+)\}")
-_JSON_BEGINNINGS = ("[", "{", '"')
-_LITERALS = {"True": True, "False": False, "None": None}
-_MAX_REFERENCES = 16  # references to references, as many as nobody writes by hand
 
 
 @dataclass(frozen=True)
@@ -216,84 +205,12 @@ def spacy_vectors(layout: Layout) -> bool:
     return _function(layout.config, "nlp", "vectors", "@vectors") in {None, SPACY_VECTORS}
 
 
-def parse_config(data: bytes) -> dict[str, Any]:
-    """Parse config.cfg into nested dictionaries, values as described in `Component.sections`.
-
-    Raises:
-        Rejected: it is not one.
-    """
-    where = "config.cfg"
-    parser = configparser.RawConfigParser()
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
-    try:
-        parser.read_string(data.decode("utf-8"), source=where)
-    except UnicodeDecodeError:
-        raise Rejected("is not text, so not a spaCy configuration", where=where) from None
-    except configparser.Error as error:
-        problem = shown(error.message.splitlines()[0][:200])
-        raise Rejected(f"is not a spaCy configuration: {problem}", where=where) from None
-    config: dict[str, Any] = {}
-    # Shallow sections first, so that a value never hides behind a section of the same name unnoticed.
-    for section in sorted(parser.sections(), key=lambda name: name.count(".")):
-        node = config
-        for part in section.split("."):
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise Rejected(f"[{shown(section)}] is a section and a value", where=where)
-        for key, text in parser.items(section):
-            node[key] = _value(text)
-            if node[key] is text and text[:1] in _JSON_BEGINNINGS and not _is_json(text):
-                raise Rejected(f"the value of [{shown(section)}] {shown(key)} is cut off", where=where)
-    if not isinstance(config.get("nlp"), dict):
-        raise Rejected(
-            "has no [nlp], so it is not a spaCy pipeline's",
-            where=where,
-            hint="`source` must be the folder that spaCy saves to",
-        )
-    return config
-
-
-def _value(text: str) -> Any:
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return _LITERALS.get(text, text)
-    # As confection: "${a.b}" in quotes is the same reference as without.
-    return text if isinstance(value, str) and _REFERENCE.search(text) else value
-
-
-def _is_json(text: str) -> bool:
-    """What spaCy wrote as JSON and orjson refuses: references within, and NaN."""
-    try:
-        json.loads(_REFERENCE.sub("0", text))
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _resolve(config: Mapping[str, Any], value: Any) -> Any:
-    """Follow a value that is one whole reference; others (and dangling ones) are returned as they are."""
-    for _ in range(_MAX_REFERENCES):
-        if not isinstance(value, str):
-            return value
-        reference = _REFERENCE.fullmatch(value.strip('"'))
-        if reference is None:
-            return value.replace("$$", "$")
-        target: Any = config
-        for part in reference[1].replace(":", ".").split("."):
-            if not isinstance(target, dict) or part not in target:
-                return value
-            target = target[part]
-        value = target
-    return value
-
-
 def _pipeline(config: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, Component]]:
     nlp = config["nlp"]
-    lang = _resolve(config, nlp.get("lang"))
+    lang = resolve(config, nlp.get("lang"))
     if not isinstance(lang, str) or not lang:
         _bad_config("[nlp] has no lang")
-    names = _resolve(config, nlp.get("pipeline"))
+    names = resolve(config, nlp.get("pipeline"))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         _bad_config("[nlp] pipeline is not a list of names")
     if len(set(names)) != len(names):
@@ -306,13 +223,13 @@ def _pipeline(config: dict[str, Any]) -> tuple[str, tuple[str, ...], dict[str, C
         section = sections.get(name)
         if not isinstance(section, dict):
             _bad_config(f"has no [components.{name}], which the pipeline names")
-        factory = _resolve(config, section.get("factory"))
+        factory = resolve(config, section.get("factory"))
         if not isinstance(factory, str) or not factory:
             _bad_config(f"[components.{name}] has no factory")
         components[name] = Component(
             name=name,
             factory=factory,
-            has_model=isinstance(_resolve(config, section.get("model")), dict),
+            has_model=isinstance(resolve(config, section.get("model")), dict),
             listens_to=_upstreams(config, section, components),
             sections=section,
         )
@@ -345,13 +262,13 @@ def _listeners(config: dict[str, Any], section: dict[str, Any]) -> Iterator[tupl
             continue
         seen.add(id(node))
         for value in node.values() if isinstance(node, dict) else node:
-            resolved = _resolve(config, value)
+            resolved = resolve(config, value)
             if isinstance(resolved, dict | list):
                 pending.append(resolved)
         if isinstance(node, dict):
-            architecture = _resolve(config, node.get("@architectures"))
+            architecture = resolve(config, node.get("@architectures"))
             if isinstance(architecture, str) and "Listener" in architecture:
-                upstream = _resolve(config, node.get("upstream", node.get("upstream_name", "*")))
+                upstream = resolve(config, node.get("upstream", node.get("upstream_name", "*")))
                 yield architecture.partition(".")[0], upstream if isinstance(upstream, str) else "*"
 
 
@@ -362,7 +279,7 @@ def _span_categorizer(
     if name not in cfgs:
         raise Rejected("is missing", where=where)
     # spaCy applies cfg over config.cfg when it loads, so cfg is what counts.
-    cfg = {key: _resolve(config, value) for key, value in component.sections.items()}
+    cfg = {key: resolve(config, value) for key, value in component.sections.items()}
     cfg |= _json_object(cfgs[name], where)
     labels = cfg.get("labels")
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
@@ -402,18 +319,18 @@ def _span_categorizer(
 
 
 def _width(component: Component, config: Mapping[str, Any], labels: int) -> int | None:
-    model = _resolve(config, component.sections.get("model"))
-    if not isinstance(model, dict) or _resolve(config, model.get("@architectures")) != SPACY_SPAN_CATEGORIZER:
+    model = resolve(config, component.sections.get("model"))
+    if not isinstance(model, dict) or resolve(config, model.get("@architectures")) != SPACY_SPAN_CATEGORIZER:
         return None
     # spancat_singlelabel learns one more class, "no label"; its factory passes add_negative_label=True.
-    negative = _resolve(config, component.sections.get("add_negative_label"))
+    negative = resolve(config, component.sections.get("add_negative_label"))
     return labels + (component.factory == "spancat_singlelabel" if negative is None else bool(negative))
 
 
 def _function(config: Mapping[str, Any], *path: str) -> Any:
     node: Any = config
     for part in path:
-        node = _resolve(config, node.get(part)) if isinstance(node, dict) else None
+        node = resolve(config, node.get(part)) if isinstance(node, dict) else None
     return node
 
 

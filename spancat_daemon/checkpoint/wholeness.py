@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
-from spancat_daemon.checkpoint.layout import PARSERS, TRAINABLE, SpanCategorizer, expected_files, parse_config
+from spancat_daemon.checkpoint.configuration import MAX_CONFIG_BYTES, parse_config
+from spancat_daemon.checkpoint.layout import PARSERS, TRAINABLE, SpanCategorizer, expected_files
 from spancat_daemon.checkpoint.msgpack_proof import ModelProof, MsgpackProof
-from spancat_daemon.checkpoint.tree import SMALL_FILE_BYTES
 from spancat_daemon.errors import Rejected
 
 if TYPE_CHECKING:
@@ -210,13 +210,16 @@ class ConfigProof:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes."""
-        if len(self._data) + len(chunk) > SMALL_FILE_BYTES:
-            raise Rejected(f"is a configuration of more than {SMALL_FILE_BYTES:,} bytes")
+        if len(self._data) + len(chunk) > MAX_CONFIG_BYTES:
+            raise Rejected(f"is larger than {MAX_CONFIG_BYTES:,} bytes")
         self._data += chunk
 
     def finish(self) -> None:
         """Parse it."""
-        parse_config(bytes(self._data))
+        try:
+            parse_config(bytes(self._data))
+        except Rejected as error:
+            raise Rejected(error.reason, hint=error.hint) from None
 
 
 _PIPELINE_FILES: dict[str, ProofFactory] = {

@@ -95,7 +95,7 @@ def _everything() -> Language:
     return nlp
 
 
-@registry.misc("spancat_daemon_lemmas")
+@registry.misc("spancat_daemon_lemmas")  # type: ignore[untyped-decorator]  # spaCy's registry has no types
 def _lemmas() -> Lookups:
     lookups = Lookups()
     for table in ("index", "exc", "rules"):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spancat_daemon.checkpoint.layout import Layout, parse_config, read_layout
+from spancat_daemon.checkpoint.configuration import parse_config
+from spancat_daemon.checkpoint.layout import Layout, read_layout
 from spancat_daemon.checkpoint.reduce import reduce_config, reduce_meta, reduce_metrics
 from spancat_daemon.errors import Rejected
 

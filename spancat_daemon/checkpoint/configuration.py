@@ -1,0 +1,118 @@
+"""config.cfg, read as spaCy reads it.
+
+That is as confection's `Config.from_str` does: configparser, section names split at dots, values decoded as
+JSON where they decode. Neither is imported, which would double the daemon's memory.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from spancat_daemon.checkpoint.tree import shown
+from spancat_daemon.errors import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_CONFIG_BYTES = 4 << 20
+"""Largest config.cfg: real ones have kilobytes."""
+
+_MAX_KEY_CHARACTERS = 1000
+_REFERENCE = re.compile(r"\$\{([\w.:-]+)\}")
+_JSON_BEGINNINGS = ("[", "{", '"')
+_LITERALS = {"True": True, "False": False, "None": None}
+_MAX_REFERENCES = 16  # references to references, as many as nobody writes by hand
+
+
+def parse_config(data: bytes) -> dict[str, Any]:
+    """Parse config.cfg into nested dictionaries.
+
+    JSON values are decoded; references (``${…}``) and escapes (``$$``) stay as they are written.
+
+    Raises:
+        Rejected: it is not one.
+    """
+    where = "config.cfg"
+    parser = configparser.RawConfigParser()
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
+    if len(data) > MAX_CONFIG_BYTES:
+        raise Rejected(f"is larger than {MAX_CONFIG_BYTES:,} bytes", where=where)
+    try:
+        text = data.decode("utf-8")
+        _check_lines(text)
+        parser.read_string(text, source=where)
+    except UnicodeDecodeError:
+        raise Rejected("is not text, so not a spaCy configuration", where=where) from None
+    except configparser.Error as error:
+        problem = shown(" ".join(error.message.split())[:200])
+        raise Rejected(f"is not a spaCy configuration: {problem}", where=where) from None
+    config: dict[str, Any] = {}
+    # Shallow sections first, so that a value never hides behind a section of the same name unnoticed.
+    for section in sorted(parser.sections(), key=lambda name: name.count(".")):
+        node = config
+        for part in section.split("."):
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise Rejected(f"[{shown(section)}] is a section and a value", where=where)
+        for key, text in parser.items(section):
+            node[key] = _value(text)
+            if node[key] is text and text[:1] in _JSON_BEGINNINGS and not _is_json(text):
+                raise Rejected(f"the value of [{shown(section)}] {shown(key)} is cut off", where=where)
+    if not isinstance(config.get("nlp"), dict):
+        raise Rejected(
+            "has no [nlp], so it is not a spaCy pipeline's",
+            where=where,
+            hint="`source` must be the folder that spaCy saves to",
+        )
+    return config
+
+
+def _check_lines(text: str) -> None:
+    """Keep configparser from lines that would take it hours: its pattern is quadratic without a delimiter."""
+    for line in text.split("\n"):
+        key = line[:_MAX_KEY_CHARACTERS]
+        if len(line) > _MAX_KEY_CHARACTERS and "=" not in key and ":" not in key:
+            raise Rejected("has an overlong line that is not a value", where="config.cfg")
+
+
+def _value(text: str) -> Any:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _LITERALS.get(text, text)
+    # As confection: "${a.b}" in quotes is the same reference as without.
+    return text if isinstance(value, str) and _REFERENCE.search(text) else value
+
+
+def _is_json(text: str) -> bool:
+    """What spaCy wrote as JSON and orjson refuses: references within, and NaN."""
+    try:
+        json.loads(_REFERENCE.sub("0", text))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def resolve(config: Mapping[str, Any], value: Any) -> Any:
+    """Follow a value of a parsed configuration that is one whole reference to what it means.
+
+    Others, and references that lead nowhere, are returned as they are.
+    """
+    for _ in range(_MAX_REFERENCES):
+        if not isinstance(value, str):
+            return value
+        reference = _REFERENCE.fullmatch(value.strip('"'))
+        if reference is None:
+            return value.replace("$$", "$")
+        target: Any = config
+        for part in reference[1].replace(":", ".").split("."):
+            if not isinstance(target, dict) or part not in target:
+                return value
+            target = target[part]
+        value = target
+    return value
