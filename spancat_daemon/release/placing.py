@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from spancat_daemon.release.folder import Release
 
 FILE_MODE: Final = 0o444
-UNDER_CONSTRUCTION: Final = 0o700
+DIRECTORY_MODE: Final = 0o755
+UNDER_CONSTRUCTION: Final = 0o700  # of the root, and so of all below it
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_PREVIOUS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -108,7 +109,8 @@ class Placing:
         After that the checkpoint is not read any more.
         """
         for directory in sorted(directories_of(planned.path for planned in plan.files)):
-            os.mkdir(directory, UNDER_CONSTRUCTION, dir_fd=self._root)
+            os.mkdir(directory, DIRECTORY_MODE, dir_fd=self._root)
+            os.chmod(directory, DIRECTORY_MODE, dir_fd=self._root)  # whatever the umask
         for planned in sorted(plan.files, key=planned_bytes, reverse=True):
             self._proceed()
             with self._saying(planned.path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from spancat_daemon.errors import Rejected, SpancatDaemonError
 from spancat_daemon.release.copying import write_all
@@ -13,6 +13,7 @@ from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.manifest import MANIFEST_NAME, MODEL_NAME, FileDigest, content_digest, dump
 from spancat_daemon.release.placing import (
     CREATE,
+    DIRECTORY_MODE,
     FILE_MODE,
     OPEN_DIRECTORY,
     UNDER_CONSTRUCTION,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from spancat_daemon.release.manifest import Manifest
 
 __all__ = ["Abandoned", "Lacking", "Staged", "discard", "seal", "stage"]
-
-DIRECTORY_MODE: Final = 0o755
 
 
 class Lacking(SpancatDaemonError):  # noqa: N818  # a state of the disk that callers branch on
@@ -164,16 +163,18 @@ def seal(staged: Staged, manifest: Manifest, durability: Durability = DURABLE) -
         try:
             os.fchmod(fd, FILE_MODE)
             write_all(fd, dump(manifest), 0)
+            # Every change comes before the first fsync: that one takes them all into one journal commit.
+            os.fchmod(root, DIRECTORY_MODE)
             durability.sync_file(fd)
         finally:
             os.close(fd)
         for directory in sorted(directories_of(staged.files), key=lambda path: (-path.count("/"), path)):
             fd = os.open(directory, OPEN_DIRECTORY, dir_fd=root)
             try:
-                _settle_directory(fd, durability)
+                durability.sync_directory(fd)
             finally:
                 os.close(fd)
-        _settle_directory(root, durability)
+        durability.sync_directory(root)
     except OSError as error:
         named(error, staged.path)
         raise
@@ -220,8 +221,3 @@ def _check_free(path: Path, needed: int) -> None:
             where=str(path),
             hint="free some space, keep fewer releases, or lower min_free",
         )
-
-
-def _settle_directory(fd: int, durability: Durability) -> None:
-    os.fchmod(fd, DIRECTORY_MODE)
-    durability.sync_directory(fd)
