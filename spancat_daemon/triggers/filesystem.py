@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from spancat_daemon.triggers.directories import Directories, Interest
 from spancat_daemon.triggers.footprint import Fault, Footprint, Look, route
 from spancat_daemon.triggers.polling import Poller
-from spancat_daemon.triggers.watched import FIRST_RETRY_S, Outbox, State, Watched, WatchEvent, where
+from spancat_daemon.triggers.watched import FALLBACK_POLL_S, Outbox, State, Watched, WatchEvent, where
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,9 +22,7 @@ __all__ = ["FilesystemTrigger", "WatchEvent", "Watched"]
 
 logger = logging.getLogger(__name__)
 
-FALLBACK_POLL_S = 2.0
-"""How often a tree is polled that should have had events."""
-LONGEST_RETRY_S = 300.0
+LONGEST_RESTART_S = 300.0
 CANARY_PATIENCE_S = 10.0
 """A reader that has not brought a touched canary back by then hangs, and is replaced."""
 
@@ -266,7 +264,7 @@ class FilesystemTrigger:
             if not self._running or state is None:
                 return
             if state.polls:
-                self._note(state, found, out)
+                state.note(found, out)
             if changed:
                 out.dirty[key] = None
         self._deliver(out)
@@ -304,22 +302,22 @@ class FilesystemTrigger:
             state.root = found.root
             state.checkpoints = frozenset(found.checkpoints)
             state.directories = found.directories
-            self._started(state, out, by="events" if fault is None else "polling")
+            state.say_started(out, by="events" if fault is None else "polling")
         elif changed or state.checkpoints != frozenset(found.checkpoints):
             out.dirty[key] = None
-        self._note(state, found, out)
-        self._note_fault(state, fault, out)
+        state.note(found, out)
+        state.note_fault(fault, out, now=self._monotonic())
 
     def _look_by_polling(self, state: State, out: Outbox) -> None:
         self._poll(state, state.watched.poll_s or FALLBACK_POLL_S)
         if not state.polls:
-            self._note_fault(state, self._reader_fault, out)
+            state.note_fault(self._reader_fault, out, now=self._monotonic())
         elif self._directories is not None:
             self._directories.release(state.watched.key)  # of what had its name before
         if not state.started:
             state.root, checkpoints = where(state.watched)
             state.checkpoints = checkpoints or frozenset()
-            self._started(state, out, by="polling")
+            state.say_started(out, by="polling")
 
     def _poll(self, state: State, period_s: float) -> None:
         if self._poller is not None and period_s > 0:
@@ -353,56 +351,6 @@ class FilesystemTrigger:
         surplus = directories.keep_only(key, interests)
         return found, changed or surplus
 
-    def _started(self, state: State, out: Outbox, *, by: str) -> None:
-        state.started = True
-        out.add(
-            "watch.started",
-            state.watched.key,
-            path=state.watched.pattern or str(state.watched.path),
-            by=by,
-            exists=bool(state.checkpoints) or (state.watched.pattern is not None and state.root is not None),
-            directories=state.directories,
-        )
-
-    def _note(self, state: State, found: Footprint, out: Outbox) -> None:
-        """Says when the directory around the checkpoint goes or comes; the checkpoint's own are routine."""
-        watched = state.watched
-        root = watched.path if watched.pattern is not None else watched.path.parent
-        if state.root is not None and found.root is None:
-            out.add("watch.lost", watched.key, path=str(root), reason="not there any more")
-            out.dirty[watched.key] = None
-        elif state.root is None and found.root is not None:
-            out.add("watch.restored", watched.key, path=str(root), reason="there now")
-            out.dirty[watched.key] = None
-        elif state.root != found.root:
-            out.dirty[watched.key] = None
-        state.root = found.root
-        state.checkpoints = frozenset(found.checkpoints)
-        state.directories = found.directories
-
-    def _note_fault(self, state: State, fault: Fault | None, out: Outbox) -> None:
-        key = state.watched.key
-        if fault is None:
-            if state.fault is not None:
-                out.add("watch.restored", key, path=state.fault.path, reason="events again")
-                out.dirty[key] = None
-            state.fault, state.retry_delay_s = None, FIRST_RETRY_S
-            return
-        if state.fault is None or state.fault.reason != fault.reason:
-            out.add(
-                "watch.degraded",
-                key,
-                path=fault.path or str(state.watched.path),
-                reason=fault.reason,
-                hint=fault.hint,
-                poll_s=FALLBACK_POLL_S,
-            )
-            out.dirty[key] = None
-            state.retry_delay_s = FIRST_RETRY_S
-        state.fault = fault
-        state.retry_at = self._monotonic() + state.retry_delay_s
-        state.retry_delay_s = min(state.retry_delay_s * 2, LONGEST_RETRY_S)
-
     def _open_reader(self, out: Outbox) -> None:
         try:
             self._directories = Directories(
@@ -426,7 +374,7 @@ class FilesystemTrigger:
             self._touch(self._directories)  # before all others, so that at the limit it has its watch
 
     def _delay_reader(self) -> None:
-        self._reader_delay_s = min(max(self._reader_delay_s * 2, 1.0), LONGEST_RETRY_S)
+        self._reader_delay_s = min(max(self._reader_delay_s * 2, 1.0), LONGEST_RESTART_S)
         self._reader_retry_at = self._monotonic() + self._reader_delay_s
 
     def _check_reader(self, now: float, out: Outbox) -> None:

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from spancat_daemon.triggers.directories import Identity
-    from spancat_daemon.triggers.footprint import Fault, Route
+    from spancat_daemon.triggers.footprint import Fault, Footprint, Route
 
+FALLBACK_POLL_S = 2.0
+"""How often a tree is polled that should have had events."""
 FIRST_RETRY_S = 5.0
+LONGEST_RETRY_S = 300.0
 
 EventName = Literal["watch.started", "watch.degraded", "watch.overflowed", "watch.lost", "watch.restored"]
 
@@ -49,6 +52,18 @@ class WatchEvent:
 
 
 @dataclass(slots=True)
+class Outbox:
+    """What is to be told once the lock is released, since whoever is told can take locks of its own."""
+
+    events: list[WatchEvent] = field(default_factory=list)
+    dirty: dict[str, None] = field(default_factory=dict)
+
+    def add(self, event: EventName, key: str | None, **fields: Any) -> None:
+        """Adds an event to be told."""
+        self.events.append(WatchEvent(event, key, MappingProxyType(fields)))
+
+
+@dataclass(slots=True)
 class State:
     """What is known of one key.
 
@@ -78,17 +93,55 @@ class State:
         """Whether it is to be polled by its configuration."""
         return self.watched.poll_s > 0
 
+    def say_started(self, out: Outbox, *, by: str) -> None:
+        """Says what is watched, and by which means."""
+        self.started = True
+        out.add(
+            "watch.started",
+            self.watched.key,
+            path=self.watched.pattern or str(self.watched.path),
+            by=by,
+            exists=bool(self.checkpoints) or (self.watched.pattern is not None and self.root is not None),
+            directories=self.directories,
+        )
 
-@dataclass(slots=True)
-class Outbox:
-    """What is to be told once the lock is released, since whoever is told can take locks of its own."""
+    def note(self, found: Footprint, out: Outbox) -> None:
+        """Says when the directory around the checkpoint goes or comes; the checkpoint's own are routine."""
+        key, pattern = self.watched.key, self.watched.pattern
+        root = self.watched.path if pattern is not None else self.watched.path.parent
+        if self.root is not None and found.root is None:
+            out.add("watch.lost", key, path=str(root), reason="not there any more")
+        elif self.root is None and found.root is not None:
+            out.add("watch.restored", key, path=str(root), reason="there now")
+        if self.root != found.root:
+            out.dirty[key] = None
+        self.root = found.root
+        self.checkpoints = frozenset(found.checkpoints)
+        self.directories = found.directories
 
-    events: list[WatchEvent] = field(default_factory=list)
-    dirty: dict[str, None] = field(default_factory=dict)
-
-    def add(self, event: EventName, key: str | None, **fields: Any) -> None:
-        """Adds an event to be told."""
-        self.events.append(WatchEvent(event, key, MappingProxyType(fields)))
+    def note_fault(self, fault: Fault | None, out: Outbox, *, now: float) -> None:
+        """Says when events fail and when they are back, and when they are to be tried again."""
+        key = self.watched.key
+        if fault is None:
+            if self.fault is not None:
+                out.add("watch.restored", key, path=self.fault.path, reason="events again")
+                out.dirty[key] = None
+            self.fault, self.retry_delay_s = None, FIRST_RETRY_S
+            return
+        if self.fault is None or self.fault.reason != fault.reason:
+            out.add(
+                "watch.degraded",
+                key,
+                path=fault.path or str(self.watched.path),
+                reason=fault.reason,
+                hint=fault.hint,
+                poll_s=FALLBACK_POLL_S,
+            )
+            out.dirty[key] = None
+            self.retry_delay_s = FIRST_RETRY_S
+        self.fault = fault
+        self.retry_at = now + self.retry_delay_s
+        self.retry_delay_s = min(self.retry_delay_s * 2, LONGEST_RETRY_S)
 
 
 def where(watched: Watched) -> tuple[Identity | None, frozenset[Identity] | None]:
