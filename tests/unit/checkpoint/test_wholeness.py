@@ -99,10 +99,10 @@ def test_any_bytes_are_judged_as_msgpack_does(proof: Callable[[], Proof], data: 
 _BOMBS = {
     "deep arrays": b"\x91" * 3_000_000,
     "deep maps": b"\x81\xc0" * 1_500_000,
-    "four billion values": b"\xdd\xff\xff\xff\xff" + b"\xc0" * 3_000_000,
+    "four billion values": b"\xdd\xff\xff\xff\xff" + b"\xc0" * 600_000,
     "four billion pairs": b"\xdf\xff\xff\xff\xff" * 500_000,
     "four gigabytes": b"\xc6\xff\xff\xff\xff" + b"x" * 3_000_000,
-    "many empty ones": b"\xdd\x00\x2d\xc6\xc0" + b"\x90" * 2_999_999,
+    "many empty ones": b"\xdd\x00\x09\x27\xc0" + b"\x90" * 599_999,
 }
 
 
