@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -73,6 +73,24 @@ def test_a_rename_rotation_loses_no_line_of_a_writer_that_is_not_yet_told(path: 
         writer.write("4\n")
     append(path, "5\n")
     assert follower.poll() == [b"4", b"5"]
+    follower.close()
+
+
+def test_what_the_old_file_got_after_the_last_look_at_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(path, "1\n")
+    follower = LogFollower(path)
+    list(follower.start_at_end())
+    look_for_successor = follower._successor
+
+    def rotate_first(reading: Any) -> Any:
+        if not path.with_name("old").exists():
+            append(path, "2\n")
+            path.rename(path.with_name("old"))
+            append(path, "3\n")
+        return look_for_successor(reading)
+
+    monkeypatch.setattr(follower, "_successor", rotate_first)
+    assert follower.poll() == [b"2", b"3"]
     follower.close()
 
 

@@ -422,6 +422,31 @@ def test_a_signal_handler_that_logs_while_its_thread_does(tmp_path: Path) -> Non
     assert "log.dropped" not in {event["event"] for event in logged}
 
 
+def test_a_signal_in_the_middle_of_a_line_does_not_tear_it() -> None:
+    stream = StringIO()
+
+    class Interrupted:
+        """An output within whose write a signal handler logs."""
+
+        interrupted = False
+
+        def write(self, line: bytes) -> None:
+            half = len(line) // 2
+            stream.write(line[:half].decode())
+            if not self.interrupted:
+                self.interrupted = True
+                logs.get_logger().info("from the handler")
+            stream.write(line[half:].decode())
+
+        def close(self) -> None:
+            pass
+
+    with logging_to(StringIO()) as output:
+        output._stream_lines.output = Interrupted()
+        logs.get_logger().info("from the thread")
+    assert [event["event"] for event in events(stream.getvalue())] == ["from the thread", "from the handler"]
+
+
 def test_has_history_finds_what_was_logged_once(tmp_path: Path) -> None:
     path = tmp_path / "daemon.log"
     with logging_to(StringIO(), file=path) as output:
