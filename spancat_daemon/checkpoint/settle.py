@@ -187,8 +187,8 @@ def _disorder(tree: Tree, slots: list[list[SourceFile]]) -> Unsettled | None:
         oldest = min(after, key=_mtime)
         if _mtime(newest) > _mtime(oldest):
             return Unsettled(
-                f"{newest.path} is newer than {oldest.path}, which spaCy writes after it: a save is under way, "
-                'was cut off, or this copy did not keep the times (writer = "any" is for those)',
+                f"{newest.path} is newer than {oldest.path}, which spaCy writes after it: a save is under "
+                'way, was cut off, or this copy did not keep the times (writer = "any" is for those)',
                 newest.path,
                 "torn",
                 None,
