@@ -321,7 +321,7 @@ class FilesystemTrigger:
 
     def _poll(self, state: State, period_s: float) -> None:
         if self._poller is not None and period_s > 0:
-            self._poller.set(state.watched.key, state.way, period_s)
+            self._poller.set(state.watched.key, state.way, period_s, contents=state.watched.contents)
         elif self._poller is not None:
             self._poller.remove(state.watched.key)
 

@@ -31,8 +31,8 @@ MAXIMUM_FILES = 100_000
 class _Signature(Look):
     """A look that notes the stat of each file instead of watching."""
 
-    def __init__(self) -> None:
-        super().__init__(_claim_nothing)
+    def __init__(self, *, contents: bool) -> None:
+        super().__init__(_claim_nothing, contents=contents)
         self.digest = blake2b(digest_size=16)
         self._files = 0
 
@@ -59,9 +59,12 @@ def _claim_nothing(fd: int, interest: Interest) -> None:
     """What a poll watches."""
 
 
-def signature(way: Route) -> tuple[bytes, Footprint]:
-    """A digest that differs as soon as anything differs at the end of the way, and what was found there."""
-    look = _Signature()
+def signature(way: Route, *, contents: bool = True) -> tuple[bytes, Footprint]:
+    """A digest that differs as soon as anything differs at the end of the way, and what was found there.
+
+    Without `contents` it differs as soon as other checkpoints are found.
+    """
+    look = _Signature(contents=contents)
     found = look.take(way)
     look.digest.update(repr((found.root, sorted(found.checkpoints))).encode())
     return look.digest.digest(), found
@@ -71,6 +74,7 @@ def signature(way: Route) -> tuple[bytes, Footprint]:
 class _Polled:
     way: Route
     period_s: float
+    contents: bool
     due: float
     last: bytes | None = None
 
@@ -92,13 +96,13 @@ class Poller:
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def set(self, key: str, way: Route, period_s: float) -> None:
+    def set(self, key: str, way: Route, period_s: float, *, contents: bool = True) -> None:
         """Polls `way` for `key` from now on. The first, at once, counts as a change."""
         with self._condition:
             old = self._polled.get(key)
-            if old is not None and (old.way, old.period_s) == (way, period_s):
+            if old is not None and (old.way, old.period_s, old.contents) == (way, period_s, contents):
                 return
-            self._polled[key] = _Polled(way, period_s, time.monotonic())
+            self._polled[key] = _Polled(way, period_s, contents, time.monotonic())
             self._ensure_thread()
             self._condition.notify()
 
@@ -147,7 +151,7 @@ class Poller:
                 logger.exception("polling failed")
 
     def _poll(self, key: str, polled: _Polled) -> None:
-        new, found = signature(polled.way)
+        new, found = signature(polled.way, contents=polled.contents)
         old, polled.last = polled.last, new
         with self._condition:
             if self._polled.get(key) is not polled:

@@ -317,6 +317,19 @@ def test_polling_sees_the_same_without_events(best: Path, tmp_path: Path) -> Non
         wait_for(lambda: poller._thread is None, "the poller's end")
 
 
+def test_a_polled_glob_can_tell_only_of_coming_and_going(best: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    glob = Watched("all", runs, pattern=f"{runs}/*/model-best", poll_s=0.01, contents=False)
+    with watching(tmp_path, glob, Watched("all/one", best, poll_s=0.01)) as told:
+        wait_for(lambda: set(told.dirty) == {"all", "all/one"}, "the first polls")
+        told.dirty.clear()
+        (best / "config.cfg").write_bytes(b"2")
+        wait_for(lambda: told.dirty["all/one"] > 0, "dirty")
+        write_checkpoint(runs / "two" / "model-best")
+        wait_for(lambda: told.dirty["all"] > 0, "dirty")
+        assert told.dirty["all"] == 1
+
+
 def test_it_leaves_nothing_behind_and_starts_again(best: Path, tmp_path: Path) -> None:
     descriptors = descriptors_in_use()
     threads = threading.active_count()
