@@ -6,25 +6,23 @@ where what happened becomes a structured event.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from spancat_daemon.checkpoint.settle import Unsettled
+from spancat_daemon.checkpoint.settle import CLOCK_REALTIME_COARSE, Unsettled
+from spancat_daemon.chronicle import Chronicle
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, UsageError, Vanished
 from spancat_daemon.release import lease
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.history import History
 from spancat_daemon.release.pruning import prune
-from spancat_daemon.release.recovery import Recovered, recover
+from spancat_daemon.release.recovery import recover
 from spancat_daemon.release.retention import decide
-from spancat_daemon.release.staging import Abandoned, Lacking
+from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.release.swap import make_live
 from spancat_daemon.snapshot import Known, Request, Tools, Unchanged, overwrite_details, take
 
@@ -38,18 +36,10 @@ if TYPE_CHECKING:
     from spancat_daemon.config.model import Keep
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.folder import Release
-    from spancat_daemon.release.history import Record
     from spancat_daemon.release.retention import Verdict
     from spancat_daemon.snapshot import Trigger
 
-QUIET_TRIGGERS = frozenset({"change", "startup"})
-"""Triggers that nobody waits for: finding nothing new again is not worth a line in the log."""
-
 Status = Literal["published", "unchanged", "unsettled", "vanished", "rejected", "failed", "abandoned"]
-
-
-CLOCK_REALTIME_COARSE = 5
-"""From linux/time.h; Python's time module has no name for it."""
 
 
 def file_clock_ns() -> int:
@@ -109,16 +99,15 @@ class Deployment:
         self.target = target
         self.folder = DeploymentFolder(target.deploy)
         self.min_free_bytes = min_free_bytes
-        self._log = log.bind(rule=target.rule)
-        self._has_logged = has_logged
+        self._chronicle = Chronicle(target, self.folder, log=log, has_logged=has_logged)
         self._holder = holder
         self._stop = threading.Event()
         self._tools = Tools(
             monotonic=monotonic,
             now_ns=now_ns,
             durability=durability,
-            on_recovered=self._tell_recovered,
-            on_settled=self._judge,
+            on_recovered=lambda recovered: self._chronicle.recovered(recovered, self._writable()),
+            on_settled=lambda _tree: None,
             on_staging=lambda: None,
             abandoned=self._stop.is_set,
         )
@@ -128,7 +117,6 @@ class Deployment:
         self._known = Known()
         self._known_of = target
         self._judged: Tree | None = None
-        self._refusal: tuple[Tree | None, Rejected] | None = None
 
     def __enter__(self) -> Self:
         self.hold()
@@ -178,16 +166,12 @@ class Deployment:
     def recover(self) -> None:
         """Repairs what a crash left in the folder and logs each swap that the log has not seen."""
         with self._mutex:
-            self._announce_missed()
+            history = self._writable()
+            self._chronicle.missed(history)  # before recovery makes further commits
             recovered = recover(
-                self.folder,
-                history=self._writable(),
-                durability=self._tools.durability,
-                kind=self.target.watch.swap,
+                self.folder, history=history, durability=self._tools.durability, kind=self.target.watch.swap
             )
-            self._tell_recovered(recovered)
-            for path, reason in recovered.broken:
-                self._log.error("release.unreadable", path=path, reason=reason)
+            self._chronicle.recovered(recovered, history)
 
     # -- snapshots ------------------------------------------------------------------------------------------
 
@@ -212,22 +196,14 @@ class Deployment:
                 return self._result("abandoned", error)
             except Rejected as error:
                 return self._rejected(error, trigger)
-            except Lacking as error:
-                self._log.error("disk.low", reason=error.reason, path=error.where, hint=error.hint)
-                return self._result("failed", error)
-            except SpancatDaemonError as error:
-                self._log.error(
-                    "snapshot.failed", trigger=trigger, reason=error.reason, path=error.where, hint=error.hint
-                )
-                return self._result("failed", error)
-            except OSError as error:
+            except (OSError, SpancatDaemonError) as error:
                 return self._failed(error, trigger)
 
     def _snapshot(self, request: Request) -> Result:
         target, self._judged = self.target, None
         if target != self._known_of:
             self._known_of, self._known = target, Known()
-            self._log = self._log.bind(rule=target.rule)
+            self._chronicle.target = target
         outcome = take(
             request,
             target,
@@ -235,7 +211,11 @@ class Deployment:
             self._writable(),
             min_free_bytes=self.min_free_bytes,
             known=self._known,
-            tools=replace(self._tools, on_staging=lambda: self._tell_started(request)),
+            tools=replace(
+                self._tools,
+                on_settled=lambda tree: self._judge(request, tree),
+                on_staging=lambda: self._chronicle.started(request),
+            ),
         )
         if isinstance(outcome, Unsettled):
             if outcome.tree != self._known.glimpse:
@@ -251,10 +231,9 @@ class Deployment:
             )
         self._known = Known(live=outcome.tree)
         if isinstance(outcome, Unchanged):
-            if outcome.read or request.trigger not in QUIET_TRIGGERS:
-                self._log.info("snapshot.unchanged", trigger=request.trigger, release=outcome.live)
+            self._chronicle.unchanged(request, outcome)
             return Result("unchanged", outcome.live, "the content is live already", tree=outcome.tree)
-        self._announce(outcome.swapped.record)
+        self._chronicle.swapped(outcome.swapped.record)
         self._retain()
         return Result("published", outcome.swapped.release.id, tree=outcome.tree)
 
@@ -312,10 +291,8 @@ class Deployment:
                 },
             )
             self._known = Known()
-            self._log.warning(
-                "release.rolled_back", release=target.id, from_release=live.id, history_seq=swapped.record.seq
-            )
-            return self._announce(swapped.record)
+            self._chronicle.rolled_back(swapped)
+            return self._chronicle.swapped(swapped.record)
 
     def pin(self, name: str) -> str:
         """Makes retention leave a release alone; returns its id."""
@@ -333,7 +310,7 @@ class Deployment:
                 (self.folder.pin if pinned else self.folder.unpin)(release.id)
                 kind = "pinned" if pinned else "unpinned"
                 history.append(kind, {"release": release.id})
-                self._log.info(f"release.{kind}", release=release.id)
+                self._chronicle.pinned(release.id, pinned=pinned)
             return release.id
 
     def prune(self, *, dry_run: bool = False) -> list[Mapping[str, Any]]:
@@ -344,6 +321,7 @@ class Deployment:
             would be.
         """
         with self._mutex:
+            self.recover()
             verdicts = self.verdicts()
             gone = {verdict.release.id for verdict in verdicts if not verdict.kept_because}
             if not dry_run:
@@ -367,71 +345,32 @@ class Deployment:
         try:
             self._prune(self.verdicts())
         except (OSError, SpancatDaemonError) as error:
-            self._log.error("release.prune_failed", reason=str(error))
+            self._chronicle.prune_failed(error)
 
     def _prune(self, verdicts: Sequence[Verdict]) -> list[Release]:
         gone = prune(self.folder, verdicts, history=self._writable(), durability=self._tools.durability)
-        for release in gone:
-            self._log.info("release.pruned", release=release.id, path=release.path)
+        self._chronicle.pruned(gone)
         return gone
 
-    # -- the log --------------------------------------------------------------------------------------------
-
-    def _tell_started(self, request: Request) -> None:
-        self._log.info(
-            "snapshot.started", trigger=request.trigger, forced=request.forced, source=self.target.source
-        )
-
-    def _tell_recovered(self, recovered: Recovered) -> None:
-        if recovered.actions:
-            self._log.warning("release.recovered", actions=list(recovered.actions), release=self.live_id())
-        if recovered.record is not None and recovered.record.kind == "commit":
-            self._announce(recovered.record)
-
-    def _announce_missed(self) -> None:
-        """Logs the swap that a crash kept out of the log, between its commit and its event."""
-        committed = self._writable().committed
-        if committed > self.folder.announced():
-            for record in self._writable().records():
-                if record.seq == committed:
-                    self._announce(record)
-
-    def _announce(self, record: Record) -> Mapping[str, Any]:
-        """Logs the commit of a swap, once: the mark it leaves tells the next start that it was logged."""
-        payload = {**record.data, "history_seq": record.seq, "history_sha256": record.sha256}
-        if not self._has_logged(str(record.data.get("rule", "")), record.sha256):
-            first = record.data.get("previous_release") is None
-            self._log.info("release.published" if first else "release.overwrite", **payload)
-        with contextlib.suppress(OSError):  # a full disk: at worst the event comes twice after a crash
-            self.folder.mark_announced(record.seq)
-        return payload
+    # -- outcomes -------------------------------------------------------------------------------------------
 
     def _rejected(self, error: Rejected, trigger: Trigger) -> Result:
-        before, self._refusal = self._refusal, (self._judged, error)
-        news = before is None or (before[0], str(before[1])) != (self._judged, str(error))
-        if news or trigger not in QUIET_TRIGGERS:
-            self._log.error(
-                "snapshot.rejected",
-                trigger=trigger,
-                reason=error.reason,
-                path=error.where,
-                hint=error.hint,
-                source=self.target.source,
-            )
+        self._chronicle.rejected(error, trigger, self._judged)
         if self._judged is not None:
             self._known = replace(self._known, refused=(self._judged, error))
         return self._result("rejected", error)
 
-    def _failed(self, error: OSError, trigger: Trigger) -> Result:
-        reason = error.strerror or str(error) or type(error).__name__
-        path = os.fsdecode(error.filename) if error.filename is not None else str(self.folder.path)
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            self._log.error("disk.low", reason=reason, path=path)
-        self._log.error("snapshot.failed", trigger=trigger, reason=reason, path=path)
-        return Result("failed", self.live_id(), f"{path}: {reason}")
+    def _failed(self, error: OSError | SpancatDaemonError, trigger: Trigger) -> Result:
+        return Result("failed", self.live_id(), self._chronicle.failed(error, trigger), tree=self._judged)
 
     def _result(self, status: Status, error: SpancatDaemonError, **more: Any) -> Result:
         return Result(status, self.live_id(), str(error), tree=self._judged, **more)
+
+    def _judge(self, request: Request, tree: Tree) -> None:
+        self._judged = tree
+        refused = self._known.refused[0] if self._known.refused else None
+        if request.trigger == "change" and tree not in (self._known.live, refused):
+            self._chronicle.changed(tree)
 
     def live_id(self) -> str | None:
         """The id of the live release; None if there is none, or the folder can't be read."""
@@ -440,9 +379,6 @@ class Deployment:
         except (OSError, SpancatDaemonError):
             return None
         return live.id if live else None
-
-    def _judge(self, tree: Tree) -> None:
-        self._judged = tree
 
     def _writable(self) -> History:
         if self._history is None:

@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from spancat_daemon.deployment import QUIET_TRIGGERS, Result
+from spancat_daemon.chronicle import QUIET_TRIGGERS
+from spancat_daemon.deployment import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -1,0 +1,152 @@
+"""What happens to one deployment folder, told as structured events; each swap exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from spancat_daemon.release.staging import Lacking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from spancat_daemon.checkpoint.tree import Tree
+    from spancat_daemon.config.expand import Target
+    from spancat_daemon.errors import Rejected, SpancatDaemonError
+    from spancat_daemon.observe.logs import Logger
+    from spancat_daemon.release.folder import DeploymentFolder, Release
+    from spancat_daemon.release.history import History, Record
+    from spancat_daemon.release.recovery import Recovered
+    from spancat_daemon.release.swap import Swapped
+    from spancat_daemon.snapshot import Request, Trigger, Unchanged
+
+QUIET_TRIGGERS = frozenset({"change", "startup"})
+"""Triggers that nobody waits for: finding nothing new again is not worth a line in the log."""
+
+
+class Chronicle:
+    """Tells the log; the history is what it tells from.
+
+    A swap is told after its commit, and the folder remembers up to which commit that was done. So whoever
+    holds the folder next tells what a crash kept out of the log, unless the log file has it already.
+
+    Attributes:
+        target: whose events these are; follows a reload.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        folder: DeploymentFolder,
+        *,
+        log: Logger,
+        has_logged: Callable[[str, str], bool],
+    ) -> None:
+        """Tells `log`; `has_logged` tells if the log file has the event of a rule and a history digest."""
+        self.target = target
+        self._folder = folder
+        self._base = log
+        self._has_logged = has_logged
+        self._refusal: tuple[Tree | None, str] | None = None
+        self._unreadable: set[str] = set()
+
+    @property
+    def _log(self) -> Logger:
+        return self._base.bind(rule=self.target.rule)
+
+    def changed(self, tree: Tree) -> None:
+        """A settled checkpoint has not been seen before."""
+        self._log.info(
+            "checkpoint.changed", source=self.target.source, files=len(tree.files), bytes=tree.total_bytes
+        )
+
+    def started(self, request: Request) -> None:
+        """A settled checkpoint is staged from now on."""
+        self._log.info(
+            "snapshot.started", trigger=request.trigger, forced=request.forced, source=self.target.source
+        )
+
+    def unchanged(self, request: Request, outcome: Unchanged) -> None:
+        """Nothing new; told if content was compared for it, or somebody wants to know."""
+        if outcome.read or request.trigger not in QUIET_TRIGGERS:
+            self._log.info("snapshot.unchanged", trigger=request.trigger, release=outcome.live)
+
+    def rejected(self, error: Rejected, trigger: Trigger, tree: Tree | None) -> None:
+        """A checkpoint must not go live; told once for the same files and reason, unless somebody asked."""
+        before, self._refusal = self._refusal, (tree, str(error))
+        if before == self._refusal and trigger in QUIET_TRIGGERS:
+            return
+        self._log.error(
+            "snapshot.rejected",
+            trigger=trigger,
+            reason=error.reason,
+            path=error.where or str(self.target.source),
+            hint=error.hint,
+            source=self.target.source,
+        )
+
+    def failed(self, error: OSError | SpancatDaemonError, trigger: Trigger) -> str:
+        """A snapshot could not be made; returns the reason as a user reads it."""
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error) or type(error).__name__
+            path = os.fsdecode(error.filename) if error.filename is not None else str(self._folder.path)
+            full, hint, text = error.errno in {errno.ENOSPC, errno.EDQUOT}, "", f"{path}: {reason}"
+        else:
+            reason, path, hint = error.reason, error.where, error.hint
+            full, text = isinstance(error, Lacking), str(error)
+        if full:
+            self._log.error("disk.low", reason=reason, path=path, hint=hint)
+        self._log.error("snapshot.failed", trigger=trigger, reason=reason, path=path, hint=hint)
+        return text
+
+    def swapped(self, record: Record) -> Mapping[str, Any]:
+        """A commit made a release live; returns the payload of its event."""
+        payload = {**record.data, "history_seq": record.seq, "history_sha256": record.sha256}
+        if not self._has_logged(str(record.data.get("rule", "")), record.sha256):
+            first = record.data.get("previous_release") is None
+            self._log.info("release.published" if first else "release.overwrite", **payload)
+        with contextlib.suppress(OSError):  # a full disk: at worst the event comes twice after a crash
+            self._folder.mark_announced(record.seq)
+        return payload
+
+    def missed(self, history: History) -> None:
+        """The last swap, if a crash came between its commit and its event."""
+        committed = history.committed
+        if committed > self._folder.announced():
+            for record in history.records():
+                if record.seq == committed:
+                    self.swapped(record)
+
+    def recovered(self, recovered: Recovered, history: History) -> None:
+        """What recovery found and did."""
+        if recovered.actions:
+            self._log.warning("release.recovered", actions=list(recovered.actions), release=history.live)
+        self.missed(history)
+        for path, reason in recovered.broken:
+            if str(path) not in self._unreadable:
+                self._unreadable.add(str(path))
+                self._log.error("release.unreadable", path=path, reason=reason)
+
+    def rolled_back(self, swapped: Swapped) -> None:
+        """Somebody made an earlier release live."""
+        self._log.warning(
+            "release.rolled_back",
+            release=swapped.release.id,
+            from_release=swapped.previous.id if swapped.previous else None,
+            history_seq=swapped.record.seq,
+        )
+
+    def pinned(self, release: str, *, pinned: bool) -> None:
+        """Retention leaves a release alone from now on, or not any more."""
+        self._log.info("release.pinned" if pinned else "release.unpinned", release=release)
+
+    def pruned(self, gone: Sequence[Release]) -> None:
+        """Retention let releases go."""
+        for release in gone:
+            self._log.info("release.pruned", release=release.id, path=release.path)
+
+    def prune_failed(self, error: OSError | SpancatDaemonError) -> None:
+        """Retention could not do its work; the next one tries again."""
+        self._log.error("release.prune_failed", reason=str(error))
