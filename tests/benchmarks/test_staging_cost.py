@@ -27,6 +27,7 @@ from spancat_daemon.config.expand import Target
 from spancat_daemon.config.model import Keep, LogSettings, Watch
 from spancat_daemon.deployment import Deployment
 from spancat_daemon.observe.logs import configure, get_logger
+from spancat_daemon.release.removal import remove_tree
 from tests.benchmarks.pairs import Pair, measure, publish, table
 from tests.pipelines import build
 
@@ -96,6 +97,14 @@ def copier(checkpoint: Path, copy: Path) -> Callable[[], object]:
     return lambda: subprocess.run(["sh", "-c", script], check=True)
 
 
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is emptied afterwards: the large measurement fills it with gigabytes."""
+    yield tmp_path
+    for folder in tmp_path.iterdir():
+        remove_tree(folder)
+
+
 @pytest.fixture(scope="module")
 def pairs() -> Iterator[list[Pair]]:
     found: list[Pair] = []
@@ -120,10 +129,10 @@ def generations(root: Path, variant: str, *, vectors_mb: float = 0.05, width: in
     ]
 
 
-def test_6_mb_all_written(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_6_mb_all_written(room: Path, pairs: list[Pair]) -> None:
     """Into an empty folder, so that no file can be linked: the most that a checkpoint of this size costs."""
-    trainer = Trainer(tmp_path / "model-last", generations(tmp_path, "default", **SIX_MB))
-    copy, folders = tmp_path / "copy", iter(tmp_path / f"deploy-{number}" for number in range(1000))
+    trainer = Trainer(room / "model-last", generations(room, "default", **SIX_MB))
+    copy, folders = room / "copy", iter(room / f"deploy-{number}" for number in range(1000))
     with ExitStack() as open_now:
         held: list[Deployment] = []
 
@@ -145,9 +154,9 @@ def test_6_mb_all_written(tmp_path: Path, pairs: list[Pair]) -> None:
     assert pair.ratio <= MOST_ALL_CHANGED
 
 
-def compare(what: str, tmp_path: Path, trainer: Trainer, rounds: int) -> Pair:
-    copy = tmp_path / "copy"
-    with deployment(trainer.checkpoint, tmp_path / "deploy") as held:
+def compare(what: str, room: Path, trainer: Trainer, rounds: int) -> Pair:
+    copy = room / "copy"
+    with deployment(trainer.checkpoint, room / "deploy") as held:
         trainer.save(1)
         snapshot(held)
 
@@ -167,17 +176,17 @@ def compare(what: str, tmp_path: Path, trainer: Trainer, rounds: int) -> Pair:
         )
 
 
-def test_6_mb_next_evaluation(tmp_path: Path, pairs: list[Pair]) -> None:
+def test_6_mb_next_evaluation(room: Path, pairs: list[Pair]) -> None:
     """The usual case: the weights changed, what is beside them did not."""
-    trainer = Trainer(tmp_path / "model-last", generations(tmp_path, "default", **SIX_MB))
-    pair = compare(f"{trainer.megabytes():.0f} MB, weights changed", tmp_path, trainer, ROUNDS)
+    trainer = Trainer(room / "model-last", generations(room, "default", **SIX_MB))
+    pair = compare(f"{trainer.megabytes():.0f} MB, weights changed", room, trainer, ROUNDS)
     pairs.append(pair)
     assert pair.ratio <= MOST_ALL_CHANGED
 
 
-def test_400_mb_vectors_unchanged(tmp_path: Path, pairs: list[Pair]) -> None:
-    trainer = Trainer(tmp_path / "model-last", generations(tmp_path, "vectors", vectors_mb=390, **SIX_MB))
+def test_400_mb_vectors_unchanged(room: Path, pairs: list[Pair]) -> None:
+    trainer = Trainer(room / "model-last", generations(room, "vectors", vectors_mb=390, **SIX_MB))
     what = f"{trainer.megabytes():.0f} MB, its 390 MB of vectors unchanged"
-    pair = compare(what, tmp_path, trainer, 9)
+    pair = compare(what, room, trainer, 9)
     pairs.append(pair)
     assert pair.ratio <= MOST_VECTORS_UNCHANGED
