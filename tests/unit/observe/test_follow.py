@@ -25,7 +25,7 @@ def append(path: Path, text: str) -> None:
 
 
 @given(text=st.lists(st.sampled_from([b"", b"a", b"bc\xff", b"x" * 70_000])).map(b"\n".join))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_backward_is_forward_reversed(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     path = tmp_path_factory.mktemp("log") / "x"
     path.write_bytes(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spancat_daemon.errors import Rejected
@@ -160,6 +160,7 @@ _JSONABLE = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(st.characters(exclude_categories=())), _JSONABLE))
 def test_nothing_raises_and_everything_is_one_line_of_json(fields: dict[str, Any]) -> None:
     line = dumps_line(fields)

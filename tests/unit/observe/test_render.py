@@ -7,7 +7,7 @@ from datetime import UTC
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spancat_daemon.observe.render import (
@@ -137,6 +137,7 @@ _ANY = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     event=st.sampled_from(
         ["release.overwrite", "release.pruned", "snapshot.failed", "disk.low", "log.dropped"]
