@@ -23,6 +23,7 @@ from spancat_daemon.config.load import load
 from spancat_daemon.daemon.control import ControlServer
 from spancat_daemon.daemon.dispatch import Dispatcher
 from spancat_daemon.daemon.holdings import Holdings
+from spancat_daemon.daemon.overdue import LastRuns
 from spancat_daemon.daemon.requests import Requests
 from spancat_daemon.daemon.watching import jobs, watched
 from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
@@ -98,6 +99,7 @@ class Service:
             canary_path=configuration.daemon.state_dir / "canary",
         )
         self.schedule = ScheduleTrigger(on_due=self._mark_due, on_event=self._tell_schedule)
+        self._last_runs = LastRuns(configuration.daemon.state_dir / "schedules.json")
         self._requests = Requests(self)
         self._control: ControlServer | None = None
 
@@ -188,6 +190,7 @@ class Service:
         ending.callback(self._stop_listening)
         self._follow(hold=False)
         self._flag_all("startup")
+        self._flag_overdue()
         self.dispatcher.turn()
         self.log.info("daemon.ready", rules=len(self.holdings.all()), pid=os.getpid())
         systemd.notify_ready(self._summary())
@@ -247,6 +250,21 @@ class Service:
             self.dispatcher.flag(key, "change")
         for key, force in due.items():
             self.dispatcher.flag(key, "schedule", forced=force)
+            self._last_runs.mark(key, datetime.now(UTC), force=force)
+
+    def _flag_overdue(self) -> None:
+        """Runs what was due while no daemon ran; one run stands for all that a rule missed."""
+        now = datetime.now(UTC)
+        wanted = jobs([deployment.target for deployment in self.holdings.all()])
+        for job, due in self._last_runs.overdue(wanted, now):
+            self.log.warning(
+                "schedule.missed",
+                rule=job.key,
+                scheduled_for=due.isoformat(),
+                late_s=round((now - due).total_seconds(), 3),
+                reason="no daemon ran then; it runs now",
+            )
+            self._mark_due(job.key, job.schedule.force)
 
     def _flag_all(self, trigger: Any) -> None:
         for deployment in self.holdings.all():

@@ -181,6 +181,29 @@ def test_schedules_run_by_force_and_log_that_nothing_changed(tmp_path: Path) -> 
     sound(tmp_path / "models/products")
 
 
+def test_a_schedule_that_fell_due_while_no_daemon_ran_is_made_up_for(tmp_path: Path) -> None:
+    build("default", tmp_path / "runs/model-best")
+    config = configure(tmp_path, more='schedule = [{ cron = "0 3 * * *", force = true }]')
+    with Daemon(config) as daemon:
+        daemon.wait(published)
+    runs = tmp_path / "var/schedules.json"
+    last = json.loads(runs.read_text())
+    runs.write_text(json.dumps(dict.fromkeys(last, "2026-01-01T00:00:00+00:00")))
+    with Daemon(config) as daemon:
+        (missed,) = daemon.wait_for("schedule.missed")
+        (made_up,) = daemon.wait_for("release.overwrite")
+    assert missed["scheduled_for"] == "2026-01-01T03:00:00+00:00"
+    assert (made_up["trigger"], made_up["forced"]) == ("schedule", True)
+    with Daemon(config) as daemon:
+        daemon.wait_for("daemon.ready")
+        until(
+            lambda: json.loads(run("status", "--json", config=config).stdout)["rules"][0]["state"] == "idle"
+        )
+    assert not [
+        event for event in daemon.events if event["event"] in {"schedule.missed", "release.overwrite"}
+    ]
+
+
 def test_a_log_file_gets_every_event_and_is_reopened_on_sighup(tmp_path: Path) -> None:
     checkpoint = build("default", tmp_path / "runs/model-best")
     config = configure(tmp_path)
