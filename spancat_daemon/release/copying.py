@@ -156,7 +156,6 @@ class Copier:
                 raise _moved(size)
             intake.feed(chunk)
             position += len(chunk)
-        _at_end(source, size)
         return deque()
 
     def _copy_large(self, source: int, target: int, size: int, intake: Intake) -> Feeding:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError
-from spancat_daemon.release.copying import Copier, Intake, UnreadableSourceError, give_up, same_content
+from spancat_daemon.release.copying import Copier, Intake, UnreadableSourceError, same_content
 from spancat_daemon.release.manifest import MODEL_NAME, FileDigest
 
 if TYPE_CHECKING:
@@ -95,10 +95,9 @@ class Placing:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._copier.close()  # first: nothing may read a descriptor that is closed, or another file's by then
         for new in self._new:
-            give_up(new.feeding)
             os.close(new.fd)
-        self._copier.close()
         if self._previous is not None:
             os.close(self._previous)
         os.close(self._root)
