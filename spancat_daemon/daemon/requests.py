@@ -5,23 +5,46 @@ from __future__ import annotations
 import os
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spancat_daemon import __version__
 from spancat_daemon.config.expand import find_target
+from spancat_daemon.daemon.control import NoSuchRoute
 from spancat_daemon.errors import SpancatDaemonError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from spancat_daemon.daemon.service import Service
+    from spancat_daemon.config.model import Configuration
+    from spancat_daemon.daemon.dispatch import Dispatcher
+    from spancat_daemon.daemon.holdings import Holdings
     from spancat_daemon.deployment import Deployment
+    from spancat_daemon.triggers.schedule import ScheduleTrigger
+
+
+class Serving(Protocol):
+    """What requests need of the service; all of it may be used from any thread."""
+
+    configuration: Configuration
+    started_at: datetime
+    holdings: Holdings
+    dispatcher: Dispatcher
+    schedule: ScheduleTrigger
+
+    def reload(self) -> dict[str, Any]:
+        """Takes over the configuration file as it is now, or raises."""
+
+    def stale(self) -> str:
+        """Which trigger shows no sign of life; empty if all do."""
+
+    def dropped_log_lines(self) -> int:
+        """Lines of the log that were lost and not told of yet."""
 
 
 class Requests:
     """Answers requests in the control server's threads."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Serving) -> None:
         """Answers for `service`."""
         self._service = service
         self._routes: dict[tuple[str, str], Callable[[Mapping[str, Any]], Any]] = {
@@ -51,7 +74,7 @@ class Requests:
         """
         route = self._routes.get((method, path))
         if route is None:
-            raise UsageError(f"no such request: {method} {path}")
+            raise NoSuchRoute(f"no such request: {method} {path}")
         return route(body)
 
     def _snapshot(self, body: Mapping[str, Any]) -> dict[str, Any]:
