@@ -40,6 +40,9 @@ RETRY_LAST_S = 300.0
 """A failed snapshot (full disk, unwritable folder) is tried again after a delay that doubles up to this."""
 
 
+STOPPING = Result("abandoned", None, "the daemon stops")
+
+
 @dataclass(slots=True)
 class Flag:
     """What has asked for a snapshot since the last one began."""
@@ -79,13 +82,14 @@ class _Lane:
 
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
-    """A target's state, for ``status``; times are monotonic."""
+    """A target's state, for ``status``; times are monotonic, `waiting` counts who waits for a snapshot."""
 
     state: str
     last_reason: str = ""
     failures: int = 0
     last_success_s: float | None = None
     last_failure_s: float | None = None
+    waiting: int = 0
 
 
 @dataclass(slots=True)
@@ -106,6 +110,7 @@ class Dispatcher:
     _lanes: dict[str, _Lane] = field(default_factory=dict)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
     _pool: ThreadPoolExecutor | None = None
+    _stopped: bool = False
 
     def keep(self, deployments: Iterable[Deployment]) -> None:
         """Makes `deployments` the ones that are served; others' flags are dropped, their waiters told."""
@@ -125,8 +130,9 @@ class Dispatcher:
         asked = Flag(trigger, forced, self.monotonic(), (waiter,) if trigger == "manual" else ())
         with self._mutex:
             lane = self._lanes.get(rule)
-            if lane is None:
-                waiter.set_result(Result("vanished", None, f"no such rule is watched: {rule}"))
+            if self._stopped or lane is None:
+                gone = Result("vanished", None, f"no such rule is watched: {rule}")
+                waiter.set_result(STOPPING if self._stopped else gone)
                 return waiter
             lane.flag = lane.flag.join(asked) if lane.flag else asked
             if trigger != "change" or lane.failures == 0:
@@ -159,27 +165,34 @@ class Dispatcher:
                 return LaneStatus("not watched")
             waits = "retrying" if lane.failures else "unsettled" if lane.unsettled else "idle"
             state = "snapshot" if lane.running else "queued" if lane.flag and not lane.due_s else waits
+            waiting = sum(len(flag.waiters) for flag in (lane.flag, lane.running) if flag)
             return LaneStatus(
-                state, lane.last_reason, lane.failures, lane.last_success_s, lane.last_failure_s
+                state, lane.last_reason, lane.failures, lane.last_success_s, lane.last_failure_s, waiting
             )
 
     def stop(self, timeout_s: float) -> tuple[str, ...]:
-        """Ends the work under way; returns the rules whose snapshot had not given up after `timeout_s`."""
+        """Ends the work under way and answers everybody who waits; nothing is started after it.
+
+        Returns:
+            The rules whose snapshot had not given up after `timeout_s`.
+        """
         with self._mutex:
+            self._stopped = True
             lanes = dict(self._lanes)
             for lane in lanes.values():
                 lane.deployment.abandon()
-                if lane.flag is not None:
-                    _answer(lane.flag, Result("abandoned", None, "the daemon stops"))
-                    lane.flag = None
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         deadline = self.monotonic() + timeout_s
-        for lane in lanes.values():
-            ended = threading.Event()
-            while lane.running is not None and self.monotonic() < deadline:
-                ended.wait(0.01)
-        return tuple(rule for rule, lane in lanes.items() if lane.running is not None)
+        pause = threading.Event()
+        while any(lane.running for lane in lanes.values()) and self.monotonic() < deadline:
+            pause.wait(0.01)
+        with self._mutex:
+            for lane in lanes.values():
+                for flag in (lane.flag, lane.running):
+                    if flag is not None:
+                        _answer(flag, STOPPING)
+            return tuple(rule for rule, lane in lanes.items() if lane.running is not None)
 
     def resize(self, workers: int) -> None:
         """Changes how many snapshots may be under way at once; those under way go on."""

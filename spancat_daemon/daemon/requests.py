@@ -127,6 +127,7 @@ class Requests:
             "deploy": str(target.deploy),
             "live": held.live_id(),
             "state": lane.state,
+            "waiting": lane.waiting,
             "last_success": _ago(lane.last_success_s),
             "last_failure": _ago(lane.last_failure_s),
             "last_reason": lane.last_reason,

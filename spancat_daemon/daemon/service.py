@@ -188,6 +188,7 @@ class Service:
         ending.callback(self.schedule.stop)
         self._control = self._listen(configuration)
         ending.callback(self._stop_listening)
+        ending.callback(self._end_work)  # first of all, so that whoever waits at the socket has an answer
         self._follow(hold=False)
         self._flag_all("startup")
         self._flag_overdue()
@@ -387,7 +388,7 @@ class Service:
         if self._control is not None:
             self._control.close()
 
-    def _release_folders(self) -> None:
+    def _end_work(self) -> None:
         stuck = self.dispatcher.stop(STOP_WITHIN_S)
         if stuck:
             # The next start's recovery removes what they leave; waiting longer would get us killed anyway
@@ -395,6 +396,8 @@ class Service:
             self._output.close()
             sys.stdout.flush()
             os._exit(ExitCode.DONE)
+
+    def _release_folders(self) -> None:
         for deployment in self.holdings.all():
             deployment.close()
 

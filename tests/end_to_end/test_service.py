@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.judgement import history, sound, whole
 from tests.pipelines import build
-from tests.service import Daemon, Event, configure, run, until
+from tests.service import ROOT, Daemon, Event, command, configure, run, until
 
 OVERWRITE = {
     *("timestamp", "level", "event", "rule", "release", "previous_release", "trigger", "forced", "changed"),
@@ -294,3 +295,24 @@ def test_a_checkpoint_that_is_gone_is_said_to_be_and_what_is_live_stays(tmp_path
         sound(tmp_path / "models/products")
         build("default", checkpoint, generation=1)
         daemon.wait_for("release.overwrite")
+
+
+def test_a_stop_answers_whoever_waits_for_a_snapshot(tmp_path: Path) -> None:
+    checkpoint = build("default", tmp_path / "runs/model-best")
+    os.utime(checkpoint / "tokenizer")  # newer than what comes after it: torn for as long as nobody writes
+    config = configure(tmp_path)
+    with Daemon(config) as daemon:
+        with subprocess.Popen(
+            command("-c", config, "snapshot", "products"),
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ) as waiting:
+            until(
+                lambda: json.loads(run("status", "--json", config=config).stdout)["rules"][0]["waiting"] == 1
+            )
+            assert daemon.stop() == 0
+            _, told = waiting.communicate(timeout=10)
+        assert waiting.returncode == 1
+        assert "the daemon stops" in told
