@@ -7,6 +7,7 @@ the daemon's state directory.
 from __future__ import annotations
 
 import contextlib
+import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,7 @@ class LastRuns:
 
 
 def _name(key: str, *, force: bool) -> str:
+    key = os.fsencode(key).decode("utf-8", "backslashreplace")  # a match of a glob can be called anything
     return f"{key} forced" if force else key
 
 

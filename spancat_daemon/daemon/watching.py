@@ -20,7 +20,7 @@ def watched(configuration: Configuration, wanted: Sequence[Target]) -> list[Watc
     """Each checkpoint whose rule acts on change, and each glob, whose matches come and go."""
     globs = [
         Watched(
-            key=watch.name,  # a match's key has a "/": whatever a directory is called, it is another one
+            key=watch.name,  # its matches' keys hold a "/", so none is the same, whatever they are called
             path=glob_root(watch.source),
             pattern=watch.source,
             poll_s=watch.poll,

@@ -176,7 +176,7 @@ def dump(manifest: Manifest) -> bytes:
     can't say is written as the nearest it can: NaN and infinities as ``null``, bytes of a path that are not
     UTF-8 as ``\x80`` and the like, integers beyond 64 bits as floats.
     """
-    document = {field.name: _plain(getattr(manifest, field.name)) for field in fields(Manifest)}
+    document = {field.name: plain(getattr(manifest, field.name)) for field in fields(Manifest)}
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
@@ -389,7 +389,7 @@ def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _plain(value: Any, depth: int = 0) -> Any:  # one line for each kind of JSON value
+def plain(value: Any, depth: int = 0) -> Any:  # one line for each kind of JSON value
     """Make a value one that JSON can say, see `dump`."""
     if value is None or isinstance(value, bool):
         return value
@@ -404,9 +404,9 @@ def _plain(value: Any, depth: int = 0) -> Any:  # one line for each kind of JSON
     if depth >= _DEEPEST:
         return None
     if isinstance(value, Mapping):
-        return {_plain(str(key)): _plain(value[key], depth + 1) for key in sorted(value, key=str)}
+        return {plain(str(key)): plain(value[key], depth + 1) for key in sorted(value, key=str)}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1) for item in value]
+        return [plain(item, depth + 1) for item in value]
     raise TypeError(f"{type(value).__name__} has no place in a manifest")
 
 

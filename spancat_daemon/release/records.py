@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
-from spancat_daemon.release.manifest import parse_release_id
+from spancat_daemon.release.manifest import parse_release_id, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -94,14 +94,14 @@ def encode(*, seq: int, prev: str, time: str, kind: str, data: Mapping[str, Any]
 
     Raises:
         ValueError: an unknown kind, or `data` uses a key that every record has.
-        TypeError: `data` holds what JSON can't say.
+        TypeError: `data` holds what is no JSON value at all; see `plain` for those that are nearly one.
     """
     if kind not in KINDS:
         raise ValueError(f"the history knows no {kind!r}")
     if clash := _OWN_KEYS & data.keys():
         raise ValueError(f"a record's data can't have keys of its own: {', '.join(sorted(clash))}")
     own = {"seq": seq, "prev": prev, "time": time, "kind": kind}
-    body = orjson.dumps({**data, **own}, option=orjson.OPT_SORT_KEYS)
+    body = orjson.dumps({**plain(data), **own}, option=orjson.OPT_SORT_KEYS)
     return body[:-1] + b',"sha256":"' + _digest(prev, body).encode() + b'"}\n'
 
 
