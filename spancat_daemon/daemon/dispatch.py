@@ -215,7 +215,10 @@ class Dispatcher:
             result = Result("failed", None, repr(error))
         with self._mutex:
             lane.running = None
-            self._settle_up(lane, flag, result)
+            if any(lane is served for served in self._lanes.values()):
+                self._settle_up(lane, flag, result)
+            else:  # its rule was dropped meanwhile: nobody would look again
+                _answer(flag, result)
         self.wake()
 
     def _settle_up(self, lane: _Lane, flag: Flag, result: Result) -> None:
@@ -232,7 +235,8 @@ class Dispatcher:
         _answer(flag, result)
         if result.status == "failed":
             delay_s = min(RETRY_FIRST_S * 2 ** (lane.failures - 1), RETRY_LAST_S)
-            self._again(lane, replace(flag, waiters=()), now + delay_s)
+            due_s = now + delay_s
+            self._again(lane, replace(flag, waiters=(), since_s=due_s), due_s)
 
     def _wait_for_trainer(self, lane: _Lane, flag: Flag, result: Result, now: float) -> None:
         """Keeps the flag up until the checkpoint settles; a change that comes meanwhile has its own."""
@@ -274,10 +278,10 @@ class Dispatcher:
 
     @staticmethod
     def _again(lane: _Lane, flag: Flag, due_s: float) -> None:
-        if lane.flag is None:
-            lane.flag, lane.due_s = flag, due_s
-        else:
-            lane.flag = lane.flag.join(flag)
+        # What was flagged meanwhile is not made to wait, unless it is a change, which can't mend a failure.
+        if lane.flag is None or (lane.failures and lane.flag.trigger == "change"):
+            lane.due_s = due_s
+        lane.flag = lane.flag.join(flag) if lane.flag else flag
 
 
 def _next_look_s(flag: Flag, result: Result, now: float, *, report_s: float | None) -> float | None:

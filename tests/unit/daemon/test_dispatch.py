@@ -159,6 +159,14 @@ def test_a_failure_is_tried_again_later_and_later(scene: Scene) -> None:
     assert scene.rests() == RETRY_FIRST_S
 
 
+def test_a_change_during_a_failing_snapshot_does_not_hurry_the_next_either(scene: Scene) -> None:
+    scene.flag()
+    scene.runs()
+    scene.flag()
+    scene.ends(FAILED)
+    assert scene.rests() == RETRY_FIRST_S
+
+
 def test_who_asks_by_hand_does_not_wait_for_the_next_try(scene: Scene) -> None:
     scene.flag()
     scene.runs()
@@ -274,3 +282,15 @@ def test_a_rule_that_is_dropped_answers_who_waits_for_it(scene: Scene) -> None:
     waiter = scene.flag(trigger="manual")
     scene.dispatcher.keep([])
     assert waiter.result(0).status == "vanished"
+
+
+@pytest.mark.parametrize(
+    "result", [TORN, BUSY, PUBLISHED, FAILED], ids=lambda result: result.status + result.kind
+)
+def test_a_rule_that_is_dropped_in_the_midst_of_a_snapshot_answers_too(scene: Scene, result: Result) -> None:
+    waiter = scene.flag(trigger="manual")
+    scene.runs()
+    scene.dispatcher.keep([])
+    scene.ends(result)
+    assert waiter.result(0) is result
+    assert not scene.logged
