@@ -18,6 +18,7 @@ def main() -> None:
     from spancat_daemon.cli.output import say  # noqa: PLC0415  # as above
     from spancat_daemon.errors import ExitCode, SpancatDaemonError  # noqa: PLC0415  # as above
 
+    _open_closed_streams()
     try:
         try:
             build()(prog_name="spancat-daemon")
@@ -31,8 +32,20 @@ def main() -> None:
         sys.exit(BROKEN_PIPE)
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-        say(f"{where}{error.strerror or error}")
+        hint = "; run it as the daemon's user, or root" if isinstance(error, PermissionError) else ""
+        say(f"{where}{error.strerror or error}{hint}")
         sys.exit(ExitCode.FAILED)
+
+
+def _open_closed_streams() -> None:
+    """Opens what the caller closed (``>&-``) on nothing, before a file of ours gets its descriptor."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
 def _forget_output() -> None:

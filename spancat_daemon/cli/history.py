@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spancat_daemon.cli.moments import parse_moment
+from spancat_daemon.cli.moments import local_text, parse_moment
 from spancat_daemon.cli.output import data, print_json, say, table
 from spancat_daemon.cli.scope import JsonOption, RuleArgument, scope
 from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
@@ -56,7 +56,7 @@ def command(
             print_json(changes)
         elif changes:
             table(
-                ("", "from (UTC)", "release", ">record", "because"),
+                ("", "from", "release", ">record", "because"),
                 [_row(change) for change in changes],
             )
         else:
@@ -93,7 +93,7 @@ def _row(change: dict[str, Any]) -> tuple[str, ...]:
         reason += ", same content"
     return (
         "" if change["live_until"] else "*",
-        f"{datetime.fromisoformat(change['live_from']):%Y-%m-%d %H:%M:%S}",
+        local_text(datetime.fromisoformat(change["live_from"])),
         change["release"] or "nothing",
         str(change["history_seq"]),
         reason,
@@ -103,14 +103,14 @@ def _row(change: dict[str, Any]) -> tuple[str, ...]:
 def _at(history: History, moment: datetime, *, json: bool) -> None:
     record = history.at(moment)
     if record is None:
-        raise SpancatDaemonError(f"nothing was live at {moment.isoformat()}", where=str(history.path))
+        raise SpancatDaemonError(f"nothing was live at {local_text(moment)}", where=str(history.path))
     if json:
         print_json(
             next(change for change in live_changes(history.records()) if change["history_seq"] == record.seq)
         )
     else:
         data(record.data["release"])
-        say(f"live from {record.time}, record {record.seq}")
+        say(f"live from {local_text(datetime.fromisoformat(record.time))}, record {record.seq}")
 
 
 def _verify(folder: DeploymentFolder, history: History, *, json: bool) -> None:
@@ -121,11 +121,12 @@ def _verify(folder: DeploymentFolder, history: History, *, json: bool) -> None:
     else:
         for finding in findings:
             data(finding)
-        say(
-            f"{history.path}: {len(findings)} found"
-            if findings
-            else f"{history.seq} records, unbroken; the last is {history.sha256}"
-        )
+        if findings:
+            say(f"{history.path}: {len(findings)} found")
+        elif history.seq == 0:
+            say(f"nothing was ever live in {folder.path}, so there are no records")
+        else:
+            say(f"{history.seq} records, unbroken; the last is {history.sha256}")
     if findings:
         raise typer.Exit(ExitCode.FINDINGS)
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer  # noqa: TC002  # Typer reads the annotations
 
-from spancat_daemon.cli.moments import age_text, size_text
+from spancat_daemon.cli.moments import age_text
 from spancat_daemon.cli.output import print_json, say, table
 from spancat_daemon.cli.scope import JsonOption, RuleArgument, scope
+from spancat_daemon.observe.render import size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +46,7 @@ def command(context: typer.Context, rule: RuleArgument, json: JsonOption = False
     else:
         say(f"no releases yet in {folder.path}")
     for path, reason in folder.broken():
-        say(f"{path}: {reason}")
+        say(reason if str(path) in reason else f"{path}: {reason}")
 
 
 def describe(folder: DeploymentFolder, keep: Keep, *, now: datetime) -> list[dict[str, Any]]:
@@ -112,8 +113,8 @@ def _row(entry: dict[str, Any], metric: str, now: datetime) -> tuple[str, ...]:
         entry["id"],
         age_text(created, now),
         f"{entry['trigger']}{' forced' if entry['forced'] else ''}",
-        size_text(entry["bytes"]),
-        size_text(entry["bytes_unique"]),
+        size(entry["bytes"]),
+        size(entry["bytes_unique"]),
         f"{score:.3f}" if isinstance(score, (int, float)) else "",
         ", ".join(entry["kept_because"]) or "nothing: goes next",
     )

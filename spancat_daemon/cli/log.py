@@ -24,7 +24,8 @@ def command(
         ),
     ] = None,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, help="How many of the last lines to begin with.")
+        int,
+        typer.Option("--lines", "-n", metavar="N", min=0, help="How many of the last lines to begin with."),
     ] = 50,
     json: Annotated[
         bool, typer.Option("--json", help="Print the lines as they are, one JSON object each.")

@@ -66,7 +66,7 @@ def show_logs(
             _show_stream(sys.stdin.buffer, selection, form, lines, follow=follow)
         else:
             _show_file(path, selection, form, lines, follow=follow)
-        sys.stdout.flush()
+        _flush()
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:
@@ -176,11 +176,11 @@ def _show_file(path: Path, selection: _Selection, form: _Form, count: int | None
             for line in _matching(follower.unfinished(), selection) if count != 0 else ():
                 _print(form(line))
             return
-        sys.stdout.flush()
+        _flush()
         while not _reader_is_gone():
             for line in _matching(follower.poll(), selection):
                 _print(form(line))
-            sys.stdout.flush()
+            _flush()
     finally:
         follower.close()
 
@@ -191,9 +191,26 @@ def _matching(lines: Iterable[bytes], selection: _Selection) -> Iterator[_Line]:
 
 def _print(text: str, *, now: bool = False) -> None:
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    with _writing():
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     if now:
+        _flush()
+
+
+def _flush() -> None:
+    with _writing():
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Tells what can't be written from what can't be read."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SpancatDaemonError(f"the output can't be written: {error.strerror or error}") from error
 
 
 def _reader_is_gone() -> bool:

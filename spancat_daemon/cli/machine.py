@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spancat_daemon.cli.moments import size_text
 from spancat_daemon.config.expand import glob_root, targets
+from spancat_daemon.observe.render import size
 from spancat_daemon.release.folder import DeploymentFolder
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _REMOTE = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs", "virtiofs"}
 _COUNTED_DIRECTORIES = 100_000
+_JOIN = "add the daemon's user to the trainer's group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,15 @@ def inspect(configuration: Configuration) -> Iterator[Finding]:
     """
     yield from _daemon(configuration)
     yield from _log(configuration)
-    now = targets(configuration)
+    unreadable: list[Path] = []
+    now = targets(configuration, unreadable=lambda folder, _: unreadable.append(folder))
     for watch in configuration.watch:
         yield from _source(
             watch, [target for target in now if target.watch is watch or target.watch == watch]
         )
+    roots = {glob_root(watch.source) for watch in configuration.watch}
+    for folder in sorted({*unreadable} - roots):  # of a root its rule tells
+        yield Finding("error", "watch", f"{folder} can't be searched for checkpoints by {_user()}", _JOIN)
     for target in now:
         yield from _deploy(target, min_free_bytes=configuration.daemon.min_free)
     yield from _watches(configuration, now)
@@ -132,7 +137,18 @@ def _source(watch: Watch, found: Sequence[Target]) -> Iterator[Finding]:
     root = glob_root(watch.source)
     has_wildcards = Path(watch.source) != root
     place = root if has_wildcards else root.parent
-    if not place.is_dir():
+    try:
+        place_is_there = place.is_dir()
+        there = [target.source for target in found if target.source.is_dir()]
+    except PermissionError as error:
+        yield Finding(
+            "error",
+            watch.name,
+            f"{error.filename} can't be looked into by {_user()}",
+            _JOIN,
+        )
+        return
+    if not place_is_there:
         yield Finding(
             "warning",
             watch.name,
@@ -145,10 +161,9 @@ def _source(watch: Watch, found: Sequence[Target]) -> Iterator[Finding]:
             "error",
             watch.name,
             f"{place} can't be read by {_user()}",
-            "add the daemon's user to the trainer's group",
+            _JOIN,
         )
         return
-    there = [target.source for target in found if target.source.is_dir()]
     for source in there:
         unreadable = _unreadable(source)
         if unreadable is not None:
@@ -156,7 +171,7 @@ def _source(watch: Watch, found: Sequence[Target]) -> Iterator[Finding]:
                 "error",
                 watch.name,
                 f"{unreadable} can't be read by {_user()}",
-                "add the daemon's user to the trainer's group",
+                _JOIN,
             )
     kind = _file_system(place)
     if watch.on_change and watch.poll == 0 and (kind in _REMOTE or kind.startswith("fuse.")):
@@ -214,11 +229,11 @@ def _deploy(target: Target, *, min_free_bytes: int) -> Iterator[Finding]:
         yield Finding(
             "error",
             target.rule,
-            f"{there} has {size_text(free)} free; a release needs {size_text(needed)}, min_free included",
+            f"{there} has {size(free)} free; a release needs {size(needed)}, min_free included",
             "free some space, keep fewer releases, or lower min_free",
         )
     else:
-        yield Finding("ok", target.rule, f"{size_text(free)} free for releases")
+        yield Finding("ok", target.rule, f"{size(free)} free for releases")
 
 
 def _same_mount(rule: str, folder: DeploymentFolder) -> Iterator[Finding]:

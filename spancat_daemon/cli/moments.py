@@ -48,13 +48,9 @@ def age_text(then: datetime, now: datetime) -> str:
     return f"{sign}{int(seconds)}s"
 
 
-def size_text(size: int) -> str:
-    """Returns a number of bytes with three digits or so: ``812 B``, ``5.9 MiB``."""
-    if size < 1024:
-        return f"{size} B"
-    value = float(size)
-    for unit in ("KiB", "MiB", "GiB"):
-        value /= 1024
-        if value < 1000:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1024:.1f} TiB"
+def local_text(moment: datetime) -> str:
+    """Returns the moment in the machine's time zone, to the second: ``2026-11-22 12:30:45``.
+
+    As `logs` shows times, and as :func:`parse_moment` reads those that name no zone.
+    """
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spancat_daemon.cli.acting import act
 from spancat_daemon.cli.output import print_json, say, table
 from spancat_daemon.cli.scope import JsonOption, RuleArgument, scope
+
+if TYPE_CHECKING:
+    from spancat_daemon.cli.scope import Scope
 
 
 def command(
@@ -20,15 +24,16 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Apply retention now. Shows each release, and why it stays."""
-    verdicts = act(
-        scope(context),
-        "prune",
-        rule,
-        {"dry_run": dry_run},
-        here=lambda deployment: deployment.prune(dry_run=dry_run),
-    )
+    chosen = scope(context)
+    if dry_run:
+        verdicts = _planned(chosen, rule)
+    else:
+        verdicts = act(chosen, "prune", rule, {}, here=lambda deployment: deployment.prune())
     if json:
         print_json(verdicts)
+        return
+    if not verdicts:
+        say(f"no releases yet in {chosen.target(rule).deploy}")
         return
     gone = "would go" if dry_run else "removed"
     table(
@@ -44,3 +49,18 @@ def command(
     )
     going = sum(not verdict["kept_because"] for verdict in verdicts)
     say(f"{going} of {len(verdicts)} {'would go' if dry_run else 'removed'}")
+
+
+def _planned(chosen: Scope, rule: str) -> list[dict[str, Any]]:
+    """What retention would do; only reads, so that it needs neither the daemon nor a right to write."""
+    from spancat_daemon.deployment import retention_verdicts  # noqa: PLC0415  # only where a folder is read
+
+    keep = chosen.target(rule).watch.keep
+    return [
+        {
+            "id": verdict.release.id,
+            "kept_because": list(verdict.kept_because),
+            "pruned": not verdict.kept_because,
+        }
+        for verdict in retention_verdicts(chosen.folder(rule), keep, datetime.now(UTC))
+    ]

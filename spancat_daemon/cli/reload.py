@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer  # noqa: TC002  # Typer reads the annotations
+import typer
 
 from spancat_daemon.cli.output import print_json, say
 from spancat_daemon.cli.scope import JsonOption, scope
+from spancat_daemon.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,12 @@ def command(context: typer.Context, json: JsonOption = False) -> None:
     """Give the daemon its new configuration. A bad one is refused, and the old goes on."""
     from spancat_daemon.daemon.client import ControlClient  # noqa: PLC0415  # only here
 
-    answer = ControlClient(_socket(scope(context))).call("POST", "/v1/reload", {})
+    client = ControlClient(_socket(scope(context)))
+    try:
+        answer = client.call("POST", "/v1/reload", {})
+    except UsageError as error:
+        say(f"{error}\nThe daemon refused it and goes on with the configuration that it has.")
+        raise typer.Exit(error.exit_code) from error
     if json:
         print_json(answer)
     else:

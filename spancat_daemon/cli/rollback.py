@@ -17,7 +17,7 @@ def command(
     release: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RELEASE]",
+            metavar="RELEASE",
             help="Which: id, start of it, number, or @2. Without it, the one that was live before.",
         ),
     ] = None,

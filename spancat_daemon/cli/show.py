@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import typer  # noqa: TC002  # Typer reads the annotations
 
-from spancat_daemon.cli.moments import size_text
+from spancat_daemon.cli.moments import local_text
 from spancat_daemon.cli.output import data, table
 from spancat_daemon.cli.scope import JsonOption, ReleaseArgument, RuleArgument, scope
+from spancat_daemon.observe.render import size
 
 if TYPE_CHECKING:
     from spancat_daemon.release.folder import Release
@@ -37,16 +39,16 @@ def command(
 
 def _facts(release: Release) -> list[tuple[str, str]]:
     manifest = release.manifest
-    size = sum(digest.bytes for path, digest in manifest.files.items() if path != "model.bin")
+    total = sum(digest.bytes for path, digest in manifest.files.items() if path != "model.bin")
     return [
         ("release", f"{manifest.id}{' (live)' if release.live else ''}"),
         ("path", str(release.path)),
         ("rule", manifest.rule),
-        ("created at", manifest.created_at),
+        ("created at", local_text(datetime.fromisoformat(manifest.created_at))),
         ("trigger", f"{manifest.trigger}{', forced' if manifest.forced else ''}"),
         ("content", f"{manifest.content_sha256}{'' if manifest.changed else ' (as the one before it)'}"),
         ("model.bin", manifest.model_sha256),
-        ("size", size_text(size)),
+        ("size", size(total)),
         ("previous", manifest.previous or "none"),
         ("source", manifest.source),
         ("contents", manifest.contents),
@@ -57,14 +59,21 @@ def _facts(release: Release) -> list[tuple[str, str]]:
         ("language", manifest.lang),
         ("pipeline", ", ".join(manifest.pipeline)),
         ("spaCy", manifest.spacy_version),
-        ("loaded by", _versions(manifest.verifier)),
-        ("verified", _versions(manifest.verification)),
+        ("verified", _verdict(manifest.verification, manifest.verifier)),
         ("metrics", _metrics(manifest.metrics, stale=manifest.metrics_may_be_stale)),
     ]
 
 
-def _versions(values: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items()) if values else "no"
+def _verdict(verification: Any, verifier: Any) -> str:
+    """What was looked at before it went live, and by what."""
+    if not verification:
+        return "no"
+    verdict = "passed" if verification.get("passed") is True else "NOT passed"
+    rest = {name: value for name, value in verification.items() if name not in {"level", "passed"}}
+    about = ", ".join(f"{name} {value}" for name, value in {**rest, **(verifier or {})}.items())
+    return " ".join(
+        filter(None, (str(verification.get("level", "")), verdict, f"({about})" if about else ""))
+    )
 
 
 def _metrics(metrics: Any, *, stale: bool) -> str:

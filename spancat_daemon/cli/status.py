@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from spancat_daemon.cli.moments import age_text
+from spancat_daemon.cli.moments import age_text, local_text
 from spancat_daemon.cli.output import data, print_json, say, table
 from spancat_daemon.cli.scope import JsonOption, scope
-from spancat_daemon.errors import NoDaemon, SpancatDaemonError
+from spancat_daemon.errors import SpancatDaemonError
 
 if TYPE_CHECKING:
     from spancat_daemon.config.expand import Target
@@ -25,17 +25,17 @@ def command(context: typer.Context, json: JsonOption = False) -> None:
 
     Also the last success and failure of each rule, and when its next schedule is.
 
-    Without a daemon: what the deployment folders say, and exit code 3.
+    Without a daemon: what the deployment folders say, and exit code 3; exit code 1 if it does not answer.
     """
     from spancat_daemon.daemon.client import ControlClient  # noqa: PLC0415  # only here
 
     configuration = scope(context).configuration
-    absent: NoDaemon | None = None
+    absent: SpancatDaemonError | None = None
     try:
         status = ControlClient(configuration.daemon.control_socket, timeout_s=_TIMEOUT_S).call(
             "GET", "/v1/status"
         )
-    except NoDaemon as error:
+    except SpancatDaemonError as error:  # none runs, or it does not answer this user, or not in time
         absent = error
         status = {"daemon": None, "rules": _rules(configuration)}
     for rule in status["rules"]:
@@ -107,12 +107,12 @@ def _show(status: dict[str, Any], *, now: datetime) -> None:
         (
             "rule",
             "live",
-            ">since",
+            ">for",
             ">releases",
             "state",
-            ">success",
-            ">failure",
-            "next (UTC)",
+            ">succeeded",
+            ">failed",
+            "next",
         ),
         [
             (
@@ -121,9 +121,9 @@ def _show(status: dict[str, Any], *, now: datetime) -> None:
                 _age(rule["live_since"], now),
                 str(rule["releases"]),
                 rule["state"] or "",
-                _age(rule["last_success"], now),
-                _age(rule["last_failure"], now),
-                f"{datetime.fromisoformat(rule['next_run']):%Y-%m-%d %H:%M:%S}" if rule["next_run"] else "",
+                _ago(rule["last_success"], now),
+                _ago(rule["last_failure"], now),
+                local_text(datetime.fromisoformat(rule["next_run"])) if rule["next_run"] else "",
             )
             for rule in status["rules"]
         ],
@@ -131,6 +131,10 @@ def _show(status: dict[str, Any], *, now: datetime) -> None:
     for rule in status["rules"]:
         for problem in filter(None, (rule["problem"], rule["last_reason"])):
             data(f"{rule['rule']}: {problem}")
+
+
+def _ago(time: str | None, now: datetime) -> str:
+    return f"{_age(time, now)} ago" if time else ""
 
 
 def _age(time: str | None, now: datetime) -> str:

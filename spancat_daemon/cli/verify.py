@@ -23,7 +23,7 @@ def command(
     release: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RELEASE]...", help="Which: id, start of it, number, or @1. Without it, the live one."
+            metavar="RELEASE", help="Which: id, start of it, number, or @1. Without it, the live one."
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of the rule's releases.")] = False,
@@ -58,13 +58,22 @@ def command(
         for result in bad:
             for complaint in complaints(result):
                 data(f"{result['id']}: {complaint}")
-    say(
-        f"{len(bad)} of {len(results)} with findings"
-        if bad
-        else f"{len(results)} verified, all as they should be"
-    )
+    say(_summary(results, bad, folder))
     if bad:
         raise typer.Exit(ExitCode.FINDINGS)
+
+
+def _summary(
+    results: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]], folder: DeploymentFolder
+) -> str:
+    if not results:
+        return f"no releases yet in {folder.path}"
+    if not bad:
+        return f"{len(results)} verified, all as they should be"
+    live = folder.live()
+    is_live = live is not None and any(result["id"] == live.id for result in bad)
+    hint = "; the live one is among them: `rollback` makes another live" if is_live else ""
+    return f"{len(bad)} of {len(results)} with findings{hint}"
 
 
 def _chosen(folder: DeploymentFolder, names: Sequence[str], *, everything: bool) -> list[Release]:

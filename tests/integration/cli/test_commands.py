@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,10 @@ def test_an_empty_folder_is_no_fault(site: Site) -> None:
     assert "no releases yet" in site.run("list", "products").stderr
     assert "nothing is live" in site.run("verify", "products", code=2).stderr
     assert "no release" in site.run("show", "products", "1", code=2).stderr
+    for reading in (("prune", "--dry-run"), ("verify", "--all"), ("history",), ("history", "--verify")):
+        told = site.run(reading[0], "products", *reading[1:])
+        assert told.stdout == ""
+        assert str(site.deploy) in told.stderr
     assert not site.deploy.exists()
 
 
@@ -199,6 +205,7 @@ def test_reading_needs_no_permission_to_write(deployed: Site) -> None:
             ("history", "products"),
             ("history", "products", "--verify"),
             ("verify", "products"),
+            ("prune", "products", "--dry-run"),
         ):
             done = subprocess.run(
                 [*plain, *command("-c", deployed.config, *arguments)],
@@ -210,7 +217,7 @@ def test_reading_needs_no_permission_to_write(deployed: Site) -> None:
             capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT,
         )  # fmt: skip
         assert refused.returncode == 1
-        assert "Permission denied" in refused.stderr
+        assert "Permission denied; run it as the daemon's user" in refused.stderr
         assert "Traceback" not in refused.stderr
     finally:
         subprocess.run(["chmod", "-R", "u+w", str(root)], check=True)
@@ -221,7 +228,14 @@ def test_show_prints_the_manifest(deployed: Site) -> None:
     assert raw == (deployed.deploy / "current" / "release.json").read_text()
     readable = deployed.run("show", "products", "2").stdout
     manifest = json.loads(raw)
-    for text in (manifest["id"], "(live)", manifest["model_sha256"], *manifest["labels"], "spancat/model"):
+    for text in (
+        manifest["id"],
+        "(live)",
+        manifest["model_sha256"],
+        *manifest["labels"],
+        "spancat/model",
+        "structure passed",
+    ):
         assert text in readable
 
 
@@ -286,6 +300,7 @@ def test_verify_finds_a_changed_byte(deployed: Site) -> None:
     assert [result["ok"] for result in results] == [False, True]
     assert {finding["path"] for finding in results[0]["digests"]} >= {"spancat/model"}
     told = deployed.run("verify", "products", code=4)
+    assert "`rollback` makes another live" in told.stderr
     assert "WRONG" in told.stdout
     assert "spancat/model" in told.stdout
     deployed.run("verify", "products", "1", "--all", code=2)
@@ -298,7 +313,7 @@ def test_verify_all_tells_of_a_damaged_manifest(deployed: Site) -> None:
     results = deployed.json("verify", "products", "--all", code=4)
     assert [(result["id"], result["ok"]) for result in results][-1] == (oldest.name, False)
     listed = deployed.run("list", "products")
-    assert oldest.name in listed.stderr
+    assert listed.stderr.count(oldest.name) == 1
     assert oldest.name not in listed.stdout
 
 
@@ -352,6 +367,51 @@ def test_what_needs_a_daemon_exits_3_without_one(deployed: Site) -> None:
     readable = deployed.run("status", code=3)
     assert rule["live"] in readable.stdout
     assert "no daemon" in readable.stderr
+
+
+def test_status_of_a_daemon_that_does_not_answer_tells_what_is_live(deployed: Site) -> None:
+    (deployed.config.parent / "var").mkdir()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(deployed.config.parent / "var" / "control.sock"))
+        other.listen()
+        threading.Thread(target=_hang_up, args=(other,), daemon=True).start()
+        status = deployed.run("status", code=1)
+    assert (deployed.deploy / "current").resolve().name in status.stdout
+    assert "control.sock" in status.stderr
+
+
+def _hang_up(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    connection.close()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_fault(deployed: Site, closed: str) -> None:
+    script = f'"$@" {closed}'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *command("-c", deployed.config, "list", "products")],
+        capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_not_blamed_on_the_log(deployed: Site) -> None:
+    log = deployed.config.parent / "daemon.log"
+    log.write_text('{"event": "daemon.ready"}\n')
+    deployed.config.write_text(f'[log]\nfile = "{log}"\n' + deployed.config.read_text())
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command("-c", deployed.config, "logs"),
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60, env=ENVIRONMENT,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "output can't be written: No space left" in done.stderr
+
+
+def test_help_names_arguments_as_the_readme_does(site: Site) -> None:
+    assert "[RELEASE]\n" in site.run("rollback", "--help").stdout
+    assert "[RELEASE]...\n" in site.run("verify", "--help").stdout
+    assert "--lines N" in site.run("logs", "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -67,5 +67,6 @@ def test_acting_commands_go_through_the_daemon(tmp_path: Path) -> None:
         refused = run("reload", config=config)
         assert refused.returncode == 2
         assert "typo" in refused.stderr
+        assert "goes on with the configuration that it has" in refused.stderr
         config.write_text(CONFIG)
     assert run("reload", config=config).returncode == 3

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from spancat_daemon.cli.moments import age_text, parse_moment, size_text
+from spancat_daemon.cli.moments import age_text, local_text, parse_moment
 from spancat_daemon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,16 +69,8 @@ def test_ages(seconds: int, expected: str) -> None:
     assert age_text(NOW - timedelta(seconds=seconds), NOW) == expected
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.0 KiB"),
-        (6_200_000, "5.9 MiB"),
-        (3 << 40, "3.0 TiB"),
-        (5000 << 40, "5000.0 TiB"),
-    ],
-)
-def test_sizes(size: int, expected: str) -> None:
-    assert size_text(size) == expected
+@pytest.mark.usefixtures("_in_berlin")
+def test_times_are_shown_as_they_are_read() -> None:
+    shown = local_text(NOW)
+    assert shown == "2026-11-22 13:00:00"
+    assert parse_moment(shown, now=NOW) == NOW
