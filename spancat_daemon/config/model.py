@@ -8,6 +8,7 @@ does not hide what is wrong elsewhere. ``load.load`` does both.
 from __future__ import annotations
 
 import re
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -42,16 +43,21 @@ def _to_seconds(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str):
         return units.seconds(value)
     if _is_file(info):
-        example = f'"{value}s"' if type(value) in (int, float) else '"5m"'
+        example = f'"{value}s"' if type(value) in (int, float) and _is_possible(value) else '"5m"'
         raise ValueError(f"must be a duration in quotes, such as {example}")
     return value
+
+
+def _is_possible(value: object) -> bool:
+    """Whether a number without its unit could be meant: it is not negative, and finite."""
+    return isinstance(value, int | float) and 0 <= value < inf
 
 
 def _to_bytes(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str):
         return units.size_bytes(value)
     if _is_file(info):
-        example = f'"{value}B"' if type(value) is int else '"1GiB"'
+        example = f'"{value}B"' if type(value) is int and _is_possible(value) else '"1GiB"'
         raise ValueError(f"must be a size in quotes, such as {example}")
     return value
 
