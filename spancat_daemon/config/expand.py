@@ -133,7 +133,7 @@ def _below(
     rest = components[len(literals) :]
     if not rest:
         # what ended in a wildcard was seen to be a directory; what ends in a name has to exist
-        if not literals or os.path.lexists(folder):
+        if not literals or _exists(folder, unreadable):
             yield names
         return
     try:
@@ -149,6 +149,18 @@ def _below(
         return
     for name in found:
         yield from _below(f"{folder}/{name}", rest[1:], (*names, name), unreadable)
+
+
+def _exists(path: str, unreadable: Callable[[Path, OSError], None] | None) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # nobody can tell; a run that is left out without a word would never be missed
+        if unreadable is not None:
+            unreadable(Path(path).parent, error)
+        return False
+    return True
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

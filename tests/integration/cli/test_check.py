@@ -184,3 +184,29 @@ def test_another_user_is_told_what_it_lacks(config: Path) -> None:
     texts = [finding["text"] for finding in json.loads(done.stdout) if finding["level"] == "error"]
     assert any("models can't be written" in text for text in texts)
     assert any("meta.json can't be read" in text for text in texts)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("source", ["runs/model-best", "runs/*/model-best"])
+def test_a_folder_that_can_not_be_looked_into_is_a_finding(config: Path, source: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to take its capabilities away")
+    put(config, '"runs/model-best"', f'"{source}"')
+    put(config, '"models"', '"models/{1}"' if "*" in source else '"models"')
+    closed = config.parent / "runs" / "run-1" if "*" in source else config.parent / "runs"
+    closed.mkdir(exist_ok=True)
+    (closed / "model-best").mkdir()
+    config.parent.chmod(0o755)
+    closed.chmod(0o000)
+    plain = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
+    try:
+        done = subprocess.run(
+            [*plain, *command("-c", config, "check", "--json")],
+            capture_output=True, text=True, check=False, timeout=60, cwd=config.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    finally:
+        closed.chmod(0o755)
+    assert done.returncode == 4, done.stderr
+    texts = [finding["text"] for finding in json.loads(done.stdout) if finding["level"] == "error"]
+    assert any(str(closed) in text for text in texts), texts
