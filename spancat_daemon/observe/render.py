@@ -140,6 +140,7 @@ def _overwrite(fields: _Taken) -> list[str]:
     return [
         fields.text("release", shown=_release),
         fields.text("previous_release", "← {}", _release),
+        fields.text("from_release", "← {}", _release),
         fields.text("trigger"),
         "unchanged content" if fields.raw("changed") is False else "",
         "forced" if fields.raw("forced") is True else "",
@@ -148,24 +149,33 @@ def _overwrite(fields: _Taken) -> list[str]:
         fields.text("metrics", shown=_metrics),
         fields.text("bytes", shown=size),
         fields.text("bytes_written", "({} written)", size),
-        fields.text("settle_s", "settle {}", seconds),
-        fields.text("stage_s", "stage {}", seconds),
-        fields.text("verify_s", "verify {}", seconds),
+        *_steps(fields),
         fields.text("swap_s", "swap {}", seconds),
         fields.text("total_s", "total {}", seconds),
     ]
 
 
+def _steps(fields: _Taken) -> list[str]:
+    """How long each took; nothing of those that a rollback does without."""
+    taken = ((name, fields.raw(f"{name}_s")) for name in ("settle", "stage", "verify"))
+    return [f"{name} {seconds(value)}" for name, value in taken if value]
+
+
 def _reasoned(fields: _Taken) -> list[str]:
     """What happened to what, and why."""
+    fields.raw("kind")  # the event says it
+    forced = fields.raw("forced") is True
     return [
         fields.text("release", shown=_release),
         fields.text("trigger"),
+        "forced" if forced else "",
         fields.text("status"),
         fields.text("reason", "— {}"),
         fields.text("where", "({})"),
         fields.text("path", "({})"),
         fields.text("source", "({})"),
+        fields.text("files", "{} files"),
+        fields.text("bytes", shown=size),
         fields.text("hint", "→ {}"),
     ]
 
@@ -213,7 +223,8 @@ _SENTENCES: Final[Mapping[str, Callable[[_Taken], list[str]]]] = {
             "snapshot.rejected",
             "snapshot.failed",
             "daemon.reload_refused",
-            "daemon.failed",
+            "release.pinned",
+            "release.unpinned",
             "watch.started",
             "watch.degraded",
             "watch.overflowed",

@@ -30,6 +30,26 @@ def render(event: str, style: Style = PLAIN, level: str = "info", **fields: Any)
     return render_event({"timestamp": STAMP, "level": level, "event": event, **fields}, style)
 
 
+def test_a_rollback_tells_of_no_step_that_it_does_without() -> None:
+    line = render("release.overwrite", release="r", settle_s=0.0, stage_s=0.0, verify_s=0.0, swap_s=0.007)
+    assert line.endswith("r swap 7ms")
+    rolled_back = render("release.rolled_back", release="r", from_release="000041-20261122T103045Z-aaaaaaaa")
+    assert rolled_back.endswith("r ← 000041")
+
+
+def test_sentences_leave_no_machine_fields_over() -> None:
+    source = "/srv/runs/model-best"
+    assert render("snapshot.started", trigger="manual", forced=False, source=source).endswith(
+        f"snapshot.started manual ({source})"
+    )
+    assert render("snapshot.started", trigger="manual", forced=True).endswith("manual forced")
+    assert render("checkpoint.changed", source=source, files=12, bytes=207_072).endswith(
+        f"({source}) 12 files 207.1 kB"
+    )
+    assert render("checkpoint.torn", kind="torn", reason="mixed").endswith("checkpoint.torn — mixed")
+    assert render("release.pinned", release="000041-20261122T103045Z-aaaaaaaa").endswith("pinned 000041")
+
+
 def test_an_overwrite_is_a_sentence() -> None:
     line = render(
         "release.overwrite",
