@@ -196,7 +196,7 @@ def test_the_daemon_goes_on_through_all_of_them(tmp_path: Path) -> None:
             since = len(daemon.events)
             checkpoint.rename(tmp_path / f"old-{number}")
             fresh.rename(checkpoint)
-            (event,) = daemon.wait(
+            event, *_ = daemon.wait(
                 lambda event: event["event"] in {"snapshot.rejected", "snapshot.failed", "disk.low"},
                 since=since,
             )
