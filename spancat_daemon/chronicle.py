@@ -129,6 +129,11 @@ class Chronicle:
                 self._unreadable.add(str(path))
                 self._log.error("release.unreadable", path=path, reason=reason)
 
+    def held_anew(self, live: str | None) -> None:
+        """The folder was not the one any more that was held."""
+        action = "the folder, or the lock in it, was deleted, moved or replaced: what is there now is held"
+        self._log.warning("release.recovered", actions=[action], release=live)
+
     def rolled_back(self, swapped: Swapped) -> None:
         """Somebody made an earlier release live."""
         self._log.warning(

@@ -113,6 +113,7 @@ class Deployment:
         )
         self._mutex = threading.RLock()
         self._held = ExitStack()
+        self._is_held: Callable[[], bool] = lambda: False
         self._history: History | None = None
         self._known = Known()
         self._known_of = target
@@ -128,15 +129,24 @@ class Deployment:
         self.close()
 
     def hold(self) -> None:
-        """Takes the folder, if this process does not hold it already; raises as entering does."""
+        """Takes the folder, if this process does not hold it already; raises as entering does.
+
+        A folder that was deleted, moved or replaced is held no more, whatever lock is left of it: then what
+        is there now is taken. Parts of it that are missing are made again.
+        """
         with self._mutex:
+            lost = self._history is not None and not self._is_held()
+            if lost:
+                self._held.close()
+                self._known = Known()
             if self._history is not None:
+                self.folder.prepare(self._tools.durability)
                 return
             if self._stop.is_set():
                 raise Abandoned("the deployment was given up", where=str(self.folder.path))
             with ExitStack() as held:
                 self.folder.prepare(self._tools.durability)
-                held.enter_context(self.folder.lock(self._holder))
+                self._is_held = held.enter_context(self.folder.lock(self._holder))
                 history = held.enter_context(
                     History.open(
                         self.folder.history_path, durability=self._tools.durability, clock=self._tools.now
@@ -146,6 +156,8 @@ class Deployment:
                 self._history = history
                 self.recover()
                 self._held = held.pop_all()
+            if lost:
+                self._chronicle.held_anew(self.live_id())
 
     def close(self) -> None:
         """Lets the folder go once the work under way has ended."""

@@ -106,8 +106,10 @@ class DeploymentFolder:
     @contextlib.contextmanager
     def lock(
         self, holder: str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> Iterator[None]:
+    ) -> Iterator[Callable[[], bool]]:
         """Hold the folder; the kernel lets go of it when the process ends, however it ends.
+
+        Yields whether it is still held: not if it, or the lock in it, was deleted, moved or replaced.
 
         Args:
             holder: what holds it, for people: a command.
@@ -128,18 +130,23 @@ class DeploymentFolder:
             os.ftruncate(fd, 0)
             with contextlib.suppress(OSError):  # a full disk: the lock itself is held
                 os.pwrite(fd, orjson.dumps(content) + b"\n", 0)
-            yield
+            yield lambda: self._is_lock(fd)
         finally:
             os.close(fd)
+
+    def _is_lock(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), self.lock_path.lstat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _locked(self) -> int:
         while True:
             fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: holding it excludes nobody
-                    if os.path.samestat(os.fstat(fd), self.lock_path.lstat()):
-                        return fd
+                if self._is_lock(fd):  # else deleted meanwhile: holding it excludes nobody
+                    return fd
             except OSError as error:
                 holder = _read_holder(fd)
                 os.close(fd)
