@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from spancat_daemon.cli.output import say
 from spancat_daemon.errors import SpancatDaemonError, UsageError
 from spancat_daemon.observe.follow import LogFollower
 from spancat_daemon.observe.render import Style, escape_for_json, render_event, render_malformed, style_for
@@ -84,6 +85,9 @@ class _Selection:
 
     rules: tuple[str, ...]
     events: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.rules or self.events)
 
     def takes(self, line: _Line) -> bool:
         if line.fields is None:
@@ -173,8 +177,11 @@ def _show_file(path: Path, selection: _Selection, form: _Form, count: int | None
         for line in reversed(before):
             _print(form(line))
         if not follow:
-            for line in _matching(follower.unfinished(), selection) if count != 0 else ():
+            last = list(_matching(follower.unfinished(), selection) if count != 0 else ())
+            for line in last:
                 _print(form(line))
+            if not before and not last and count != 0:
+                say(f"{path}: nothing in it is of that rule and event" if selection else f"{path}: empty")
             return
         _flush()
         while not _reader_is_gone():

@@ -39,6 +39,8 @@ def print_json(value: Any) -> None:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints rows below a heading: ruled on a terminal, else aligned by spaces, for people and ``awk``.
 
+    On a terminal that is too narrow for that, a value a line.
+
     A column whose heading starts with ``>`` is aligned to the right.
     """
     from spancat_daemon.observe.render import columns as display_width  # noqa: PLC0415  # see _printable
@@ -67,9 +69,12 @@ def _ruled(columns: Sequence[str], lines: Sequence[Sequence[str]], widths: Seque
 
     titles, *rows = lines
     terminal = Console()
-    # Only the last column folds. Ids are never cut, so that they can be copied: the terminal breaks lines
+    # Only the last column folds; ids are never cut, so that they can be copied
     *fixed, last = widths
     taken = sum(fixed) + 3 * len(widths)
+    if taken + min(last, _NARROWEST) > terminal.width:
+        _stacked(titles, rows)
+        return
     last = min(last, max(terminal.width - taken, _NARROWEST))
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     for column, title, width in zip(columns, titles, (*fixed, last), strict=True):
@@ -80,6 +85,18 @@ def _ruled(columns: Sequence[str], lines: Sequence[Sequence[str]], widths: Seque
         # Text, because a string would be read as markup
         grid.add_row(*map(Text, row), style="bold green" if row[0] == "*" else None)
     Console(width=max(terminal.width, taken + last)).print(grid)
+
+
+def _stacked(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """For a terminal that is too narrow for the table: each row as lines, a value in each."""
+    width = max(map(len, titles))
+    for row in rows:
+        named = [(title, cell) for title, cell in zip(titles, row, strict=True) if cell]
+        marks = [cell for title, cell in named if not title]
+        (_, first), *rest = [(title, cell) for title, cell in named if title]
+        sys.stdout.write(" ".join([*marks, first]) + "\n")
+        for title, cell in rest:
+            sys.stdout.write(f"  {title.ljust(width)}  {cell}\n")
 
 
 def _printable(text: str, stream: Any) -> str:

@@ -408,6 +408,17 @@ def test_a_full_disk_is_not_blamed_on_the_log(deployed: Site) -> None:
     assert "output can't be written: No space left" in done.stderr
 
 
+def test_a_log_in_which_nothing_matches_says_so(deployed: Site) -> None:
+    log = deployed.config.parent / "daemon.log"
+    log.write_text('{"event": "daemon.ready"}\n')
+    deployed.config.write_text(f'[log]\nfile = "{log}"\n' + deployed.config.read_text())
+    assert deployed.run("logs").stderr == ""
+    for selection in (("--rule", "nope"), ("--event", "nope")):
+        silent = deployed.run("logs", *selection)
+        assert silent.stdout == ""
+        assert f"{log}: nothing in it is of that rule and event" in silent.stderr
+
+
 def test_help_names_arguments_as_the_readme_does(site: Site) -> None:
     assert "[RELEASE]\n" in site.run("rollback", "--help").stdout
     assert "[RELEASE]...\n" in site.run("verify", "--help").stdout

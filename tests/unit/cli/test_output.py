@@ -52,6 +52,21 @@ def test_ids_are_not_cut_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -
     assert name in shown
 
 
+def test_a_terminal_that_is_too_narrow_gets_a_value_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [
+        ("*", "000002-20261122T113045Z-3f2a9c1b", "10", "live"),
+        ("", "000001-20261122T113045Z-3f2a9c1b", "", ""),
+    ]
+    shown = _on_a_terminal(monkeypatch, lambda: output.table(("", "release", ">size", "why"), rows))
+    assert shown.splitlines() == [
+        "* 000002-20261122T113045Z-3f2a9c1b",
+        "  size     10",
+        "  why      live",
+        "000001-20261122T113045Z-3f2a9c1b",
+    ]
+
+
 def test_a_stream_that_lacks_a_character_gets_it_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
