@@ -42,6 +42,7 @@ def command(context: typer.Context, rule: RuleArgument, json: JsonOption = False
                 "kept because",
             ),
             [_row(entry, metric, now) for entry in entries],
+            spare=("own", "trigger"),
         )
     else:
         say(f"no releases yet in {folder.path}")

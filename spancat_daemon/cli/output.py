@@ -36,10 +36,11 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.write(orjson.dumps(orjson.loads(dumps(value)), option=orjson.OPT_INDENT_2) + b"\n")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, spare: Sequence[str] = ()) -> None:
     """Prints rows below a heading: ruled on a terminal, else aligned by spaces, for people and ``awk``.
 
-    On a terminal that is too narrow for that, a value a line.
+    On a terminal that is too narrow for that, without the spare columns, as many as it takes; if that is not
+    enough, a value a line.
 
     A column whose heading starts with ``>`` is aligned to the right.
     """
@@ -51,7 +52,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     ]
     widths = [max(display_width(line[position]) for line in lines) for position in range(len(columns))]
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        _ruled(columns, lines, widths)
+        _ruled(columns, lines, widths, spare)
         return
     for line in lines:
         cells = []
@@ -61,20 +62,31 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 
-def _ruled(columns: Sequence[str], lines: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
+def _ruled(
+    columns: Sequence[str], lines: Sequence[Sequence[str]], widths: Sequence[int], spare: Sequence[str]
+) -> None:
     from rich import box  # noqa: PLC0415  # only on a terminal
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    titles, *rows = lines
     terminal = Console()
+    everything = lines
+    for unneeded in ("", *spare):
+        if unneeded:
+            kept = [place for place, title in enumerate(lines[0]) if title != unneeded]
+            columns = [columns[place] for place in kept]
+            widths = [widths[place] for place in kept]
+            lines = [[line[place] for place in kept] for line in lines]
+        if _taken(widths) + min(widths[-1], _NARROWEST) <= terminal.width:
+            break
+    else:
+        _stacked(everything[0], everything[1:])
+        return
+    titles, *rows = lines
     # Only the last column folds; ids are never cut, so that they can be copied
     *fixed, last = widths
-    taken = sum(fixed) + 3 * len(widths)
-    if taken + min(last, _NARROWEST) > terminal.width:
-        _stacked(titles, rows)
-        return
+    taken = _taken(widths)
     last = min(last, max(terminal.width - taken, _NARROWEST))
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     for column, title, width in zip(columns, titles, (*fixed, last), strict=True):
@@ -85,6 +97,11 @@ def _ruled(columns: Sequence[str], lines: Sequence[Sequence[str]], widths: Seque
         # Text, because a string would be read as markup
         grid.add_row(*map(Text, row), style="bold green" if row[0] == "*" else None)
     Console(width=max(terminal.width, taken + last)).print(grid)
+
+
+def _taken(widths: Sequence[int]) -> int:
+    """Columns of the terminal that a table takes besides its last column."""
+    return sum(widths[:-1]) + 2 * len(widths)
 
 
 def _stacked(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

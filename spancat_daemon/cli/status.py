@@ -14,6 +14,8 @@ from spancat_daemon.cli.scope import JsonOption, scope
 from spancat_daemon.errors import SpancatDaemonError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from spancat_daemon.config.expand import Target
     from spancat_daemon.config.model import Configuration
 
@@ -38,6 +40,7 @@ def command(context: typer.Context, json: JsonOption = False) -> None:
     except SpancatDaemonError as error:  # none runs, or it does not answer this user, or not in time
         absent = error
         status = {"daemon": None, "rules": _rules(configuration)}
+    status["rules"].sort(key=_place_in(configuration))
     for rule in status["rules"]:
         rule.update(_from_disk(Path(rule["deploy"])))
     if json:
@@ -54,6 +57,12 @@ def _rules(configuration: Configuration) -> list[dict[str, Any]]:
     from spancat_daemon.config.expand import targets  # noqa: PLC0415  # only without a daemon
 
     return [_idle(target) for target in targets(configuration)]
+
+
+def _place_in(configuration: Configuration) -> Callable[[dict[str, Any]], tuple[int, str]]:
+    """Puts rules in the order of the configuration, the matches of one in the order of their names."""
+    order = {watch.name: place for place, watch in enumerate(configuration.watch)}
+    return lambda rule: (order.get(rule["rule"].partition("/")[0], len(order)), rule["rule"])
 
 
 def _idle(target: Target) -> dict[str, Any]:
@@ -85,7 +94,9 @@ def _from_disk(deploy: Path) -> dict[str, Any]:
             if record.kind in {"commit", "recovered"}:
                 since = record.time
     except (OSError, SpancatDaemonError) as error:
-        return {"live": None, "live_since": None, "releases": 0, "problem": str(error)}
+        where = getattr(error, "filename", None)
+        problem = f"{where}: {error.strerror}" if isinstance(error, OSError) and where else str(error)
+        return {"live": None, "live_since": None, "releases": 0, "problem": problem}
     return {
         "live": live.id if live else None,
         "live_since": since if live else None,
@@ -103,6 +114,9 @@ def _show(status: dict[str, Any], *, now: datetime) -> None:
         data(f"configuration {daemon['configuration']}")
         if daemon["log_lines_dropped"]:
             data(f"{daemon['log_lines_dropped']} log lines are lost: a full disk, or nobody reads them")
+    if not status["rules"]:
+        say("no checkpoint is there yet that a source with wildcards matches")
+        return
     table(
         (
             "rule",
@@ -117,9 +131,9 @@ def _show(status: dict[str, Any], *, now: datetime) -> None:
         [
             (
                 rule["rule"],
-                rule["live"] or "nothing",
+                rule["live"] or ("unknown" if rule["problem"] else "nothing"),
                 _age(rule["live_since"], now),
-                str(rule["releases"]),
+                "?" if rule["problem"] else str(rule["releases"]),
                 rule["state"] or "",
                 _ago(rule["last_success"], now),
                 _ago(rule["last_failure"], now),
@@ -127,6 +141,7 @@ def _show(status: dict[str, Any], *, now: datetime) -> None:
             )
             for rule in status["rules"]
         ],
+        spare=("releases", "for", "succeeded"),
     )
     for rule in status["rules"]:
         for problem in filter(None, (rule["problem"], rule["last_reason"])):

@@ -369,6 +369,26 @@ def test_what_needs_a_daemon_exits_3_without_one(deployed: Site) -> None:
     assert "no daemon" in readable.stderr
 
 
+def test_status_keeps_the_order_of_the_configuration_and_of_names(site: Site) -> None:
+    site.config.write_text('[[watch]]\nname = "zoo"\nsource = "runs/*/model-best"\ndeploy = "models/{1}"\n')
+    assert "no checkpoint is there yet" in site.run("status", code=3).stderr
+    for name in ("b", "a"):
+        (site.checkpoint.parent / name / "model-best").mkdir(parents=True)
+    with site.config.open("a") as config:
+        config.write('[[watch]]\nname = "ant"\nsource = "model-best"\ndeploy = "ant"\n')
+    assert [rule["rule"] for rule in site.json("status", code=3)["rules"]] == ["zoo/a", "zoo/b", "ant"]
+
+
+def test_status_does_not_take_what_it_can_not_read_for_nothing(deployed: Site) -> None:
+    history = deployed.deploy / ".spancat-daemon" / "history.jsonl"
+    history.unlink()
+    history.mkdir()
+    told = deployed.run("status", code=3).stdout
+    assert "unknown" in told
+    assert "nothing" not in told
+    assert f"{history}: Is a directory" in told
+
+
 def test_status_of_a_daemon_that_does_not_answer_tells_what_is_live(deployed: Site) -> None:
     (deployed.config.parent / "var").mkdir()
     with socket.socket(socket.AF_UNIX) as other:

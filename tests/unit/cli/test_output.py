@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,22 @@ def test_a_terminal_that_is_too_narrow_gets_a_value_a_line(monkeypatch: pytest.M
         "  why      live",
         "000001-20261122T113045Z-3f2a9c1b",
     ]
+
+
+def test_a_narrow_terminal_does_without_spare_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "45")
+    name = "000001-20261122T113045Z-3f2a9c1b"
+    shown = _on_a_terminal(
+        monkeypatch,
+        lambda: output.table(
+            ("release", ">own", "why"), [(name, "10.5 MB", "last")], spare=("own", "not there")
+        ),
+    )
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert all(len(line) <= 45 for line in plain.splitlines())
+    assert "own" not in shown
+    assert name in shown
+    assert "last" in shown
 
 
 def test_a_stream_that_lacks_a_character_gets_it_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
