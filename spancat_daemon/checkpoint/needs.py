@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from spancat_daemon.checkpoint.configuration import resolve
 from spancat_daemon.checkpoint.layout import FACTORIES
 from spancat_daemon.checkpoint.reduce import USE_PIPELINE, spans_key_of
 from spancat_daemon.errors import Rejected
@@ -60,7 +61,7 @@ _HARMLESS: Final = FACTORIES | {
     "transformer",
 }
 _RULER: Final = "attribute_ruler"
-_MAX_REFERENCES: Final = 16
+_DEEPEST: Final = 16
 
 
 def needed_pipes(layout: Layout, component: SpanCategorizer) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -124,13 +125,13 @@ class _Needs:
         return [self._layout.components[name] for name in names if name not in self._disabled]
 
     def _add_suggesting(self, pipe: Component, before: tuple[str, ...]) -> None:
-        suggester = self._resolve(pipe.sections.get("suggester"))
-        name = self._resolve(suggester.get("@misc")) if isinstance(suggester, dict) else None
+        suggester = resolve(self._layout.config, pipe.sections.get("suggester"))
+        name = resolve(self._layout.config, suggester.get("@misc")) if isinstance(suggester, dict) else None
         if name in _SUGGESTERS:
             return
         if name != _PRESET_SUGGESTER:
             _refuse(pipe, f"what its suggester {name!r} needs is not known")
-        key = self._resolve(suggester.get("spans_key"))
+        key = resolve(self._layout.config, suggester.get("spans_key"))
         writers = [other for other in self.running(before) if spans_key_of(other) == key]
         if not writers:
             _refuse(
@@ -154,21 +155,10 @@ class _Needs:
     def _values(self, section: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, Any]]:
         """Yield every key with its value in a section and those below it, references followed."""
         for key, raw in section.items():
-            value = self._resolve(raw)
+            value = resolve(self._layout.config, raw)
             yield key, value
-            if isinstance(value, dict) and depth < _MAX_REFERENCES:
+            if isinstance(value, dict) and depth < _DEEPEST:
                 yield from self._values(value, depth + 1)
-
-    def _resolve(self, value: Any) -> Any:
-        """Follow a value that is one whole reference, ``${a.b.c}``."""
-        for _ in range(_MAX_REFERENCES):
-            if not (isinstance(value, str) and value.startswith("${") and value.endswith("}")):
-                break
-            target: Any = self._layout.config
-            for part in value[2:-1].replace(":", ".").split("."):
-                target = target.get(part) if isinstance(target, dict) else None
-            value = target
-        return value
 
 
 def _refuse(pipe: Component, why: str) -> NoReturn:
