@@ -49,6 +49,7 @@ class Chronicle:
         self._folder = folder
         self._base = log
         self._has_logged = has_logged
+        self._told = 0  # number of the last commit that was told, also where no mark of it can be made
         self._refusal: tuple[Tree | None, str] | None = None
         self._unreadable: set[str] = set()
 
@@ -107,6 +108,7 @@ class Chronicle:
         if not self._has_logged(str(record.data.get("rule", "")), record.sha256):
             first = record.data.get("previous_release") is None
             self._log.info("release.published" if first else "release.overwrite", **payload)
+        self._told = record.seq
         with contextlib.suppress(OSError):  # a full disk: at worst the event comes twice after a crash
             self._folder.mark_announced(record.seq)
         return payload
@@ -114,7 +116,7 @@ class Chronicle:
     def missed(self, history: History) -> None:
         """The last swap, if a crash came between its commit and its event."""
         committed = history.committed
-        if committed > self._folder.announced():
+        if committed > self._folder.announced() and committed != self._told:
             for record in history.records():
                 if record.seq == committed:
                     self.swapped(record)

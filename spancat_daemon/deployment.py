@@ -16,6 +16,7 @@ from spancat_daemon.checkpoint.settle import CLOCK_REALTIME_COARSE, Unsettled
 from spancat_daemon.chronicle import Chronicle
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, UsageError, Vanished
 from spancat_daemon.release import lease
+from spancat_daemon.release.copying import UnreadableSourceError
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.history import History
@@ -24,7 +25,7 @@ from spancat_daemon.release.recovery import recover
 from spancat_daemon.release.retention import decide
 from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.release.swap import make_live
-from spancat_daemon.snapshot import Known, Request, Tools, Unchanged, overwrite_details, take
+from spancat_daemon.snapshot import UNMEASURED, Known, Request, Tools, Unchanged, overwrite_details, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -241,10 +242,11 @@ class Deployment:
                 kind=outcome.kind,
                 tree=outcome.tree,
             )
-        self._known = Known(live=outcome.tree)
         if isinstance(outcome, Unchanged):
+            self._known = Known(live=(outcome.tree, outcome.live))
             self._chronicle.unchanged(request, outcome)
             return Result("unchanged", outcome.live, "the content is live already", tree=outcome.tree)
+        self._known = Known(live=(outcome.tree, outcome.swapped.release.id))
         self._chronicle.swapped(outcome.swapped.record)
         self._retain()
         return Result("published", outcome.swapped.release.id, tree=outcome.tree)
@@ -294,6 +296,7 @@ class Deployment:
                     "settle_s": 0.0,
                     "stage_s": 0.0,
                     "verify_s": 0.0,
+                    **UNMEASURED,
                 },
                 durability=self._tools.durability,
                 monotonic=self._tools.monotonic,
@@ -368,7 +371,8 @@ class Deployment:
 
     def _rejected(self, error: Rejected, trigger: Trigger) -> Result:
         self._chronicle.rejected(error, trigger, self._judged)
-        if self._judged is not None:
+        # What could not be read may be readable the next time, though nothing has changed.
+        if self._judged is not None and not isinstance(error.__cause__, (OSError, UnreadableSourceError)):
             self._known = replace(self._known, refused=(self._judged, error))
         return self._result("rejected", error)
 
@@ -380,8 +384,8 @@ class Deployment:
 
     def _judge(self, request: Request, tree: Tree) -> None:
         self._judged = tree
-        refused = self._known.refused[0] if self._known.refused else None
-        if request.trigger == "change" and tree not in (self._known.live, refused):
+        known = [seen[0] for seen in (self._known.live, self._known.refused) if seen is not None]
+        if request.trigger == "change" and tree not in known:
             self._chronicle.changed(tree)
 
     def live_id(self) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from spancat_daemon.checkpoint.contents import plan
 from spancat_daemon.checkpoint.settle import Unsettled, examine
@@ -81,13 +81,13 @@ class Known:
     """What earlier looks at a checkpoint told, so that the same files are not judged, or copied, twice.
 
     Attributes:
-        live: stamps of the checkpoint whose content is live.
+        live: stamps of the checkpoint whose content is live, and the id of the release it is live as.
         refused: stamps of the one that was rejected last, and why.
         glimpse: stamps an unsettled checkpoint had at the last look; ``writer = "any"`` compares with them.
         glimpsed_s: monotonic time of the first look in a row that saw them.
     """
 
-    live: Tree | None = None
+    live: tuple[Tree, str] | None = None
     refused: tuple[Tree, Rejected] | None = None
     glimpse: Tree | None = None
     glimpsed_s: float = 0.0
@@ -166,10 +166,10 @@ def take(
         tools.on_recovered(recovered)
         live = folder.live()
         if not request.forced:
-            if live is not None and settled.tree == known.live:
+            if live is not None and known.live == (settled.tree, live.id):
                 return Unchanged(live.id, settled.tree, read=False)
             if known.refused is not None and settled.tree == known.refused[0]:
-                raise known.refused[1]
+                raise known.refused[1].with_traceback(None)  # else each time adds to it, and keeps its frames
         planned = plan(settled, contents=watch.contents, component=watch.component)
         tools.on_staging()
         staged = stage(
@@ -204,6 +204,7 @@ def take(
                 "settle_s": round(settled_at - request.since_s, 6),
                 "stage_s": round(staged_at - settled_at, 6),
                 "verify_s": round(sealed_at - staged_at, 6),
+                **UNMEASURED,
             },
             durability=tools.durability,
             monotonic=tools.monotonic,
@@ -215,6 +216,10 @@ def take(
     finally:
         discard(staged)  # what became a release is no longer there to discard
     return Published(swapped, settled.tree)
+
+
+UNMEASURED: Final = {"swap_s": None, "total_s": None}
+"""What a commit says until its end is known, and for good if recovery has to make it from the intent."""
 
 
 def overwrite_details(manifest: Manifest, previous: Manifest | None) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def examine(
         now_ns: the wall clock: the one that stamps files (`CLOCK_REALTIME_COARSE`) or a finer one.
         previous: what the last look saw (`Unsettled.tree`), if there was one.
         unchanged_s: for how long, by a monotonic clock, every look has seen exactly ``previous``; if given,
-            it decides about the quiet time and the wall clock does not matter.
+            it decides about the quiet time, and how far apart two looks are, and the wall clock does not
+            matter.
 
     Raises:
         Rejected: it is not a spaCy pipeline, or holds something that can't be published.
@@ -123,7 +124,7 @@ def examine(
     if found is None and writer == "spacy":
         found = _disorder(tree, [_present(tree, (path,)) for path in (*_BEFORE_PIPES, *_AFTER_PIPES)])
     if found is None:
-        found = _young(tree, now, previous) if writer == "spacy" else None
+        found = _young(tree, now, previous, unchanged_s) if writer == "spacy" else None
     if found is None and writer == "any":
         found = _restless(tree, now, settle_s, previous, unchanged_s)
     if found is not None:
@@ -201,7 +202,7 @@ def _mtime(file: SourceFile) -> int:
     return file.stamp.mtime_ns
 
 
-def _young(tree: Tree, now: int, previous: Tree | None) -> Unsettled | None:
+def _young(tree: Tree, now: int, previous: Tree | None, unchanged_s: float | None) -> Unsettled | None:
     """Whether a file could be written once more without its stamp showing it.
 
     The kernel stamps with the time of its last tick, so two writes within one tick look like one. Any write
@@ -216,9 +217,10 @@ def _young(tree: Tree, now: int, previous: Tree | None) -> Unsettled | None:
     if left_s < _FOREIGN_CLOCK_S:
         return _busy("was written just now", newest, left_s, tree)
     # Waiting for that clock could take hours. Two looks some ticks apart that saw the same will do.
-    if previous == tree:
+    apart_s = _SECOND_LOOK_TICKS * tick_s
+    if previous == tree and (unchanged_s is None or unchanged_s >= apart_s):
         return None
-    return _busy("has a time in the future", newest, _SECOND_LOOK_TICKS * tick_s, tree)
+    return _busy("has a time in the future", newest, apart_s, tree)
 
 
 def _restless(

@@ -223,7 +223,7 @@ class History:
         return self._standing.pending
 
     def barred(self) -> frozenset[str]:
-        """Content digests that a rollback left and that only an explicit command makes live again."""
+        """Content digests that going back left, and that only an explicit command makes live again."""
         return frozenset(self._standing.barred)
 
     def released(self) -> frozenset[str]:

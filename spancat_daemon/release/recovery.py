@@ -11,7 +11,8 @@ history alone, and each step leaves a state that the same rules accept. In order
 3. A release that no record names, newer than all that are named: its publisher died before the intent, and
    it is discarded. Any other unknown release means that the history was lost or cut off: it is adopted.
 4. ``current`` absent or dangling: it leads again to what was live last, or else to the newest whole release
-   that was. ``current`` changed by hand: that is accepted. Both are recorded (``recovered``).
+   that was. ``current`` changed by hand: that is accepted as a rollback is, so that what it left isn't
+   promoted again unforced. Both are recorded (``recovered``).
 5. Releases that were removed without a record get it (``pruned``); staging and trash are emptied.
 """
 
@@ -207,7 +208,8 @@ class _Recovery:
         if current.id is not None and self._is_there(current.id):
             if current.id != last:
                 live = next((release for release in survey.releases if release.live), None)
-                self._settle("current was changed by hand", live, live_id=current.id)
+                left = next((release for release in survey.releases if release.id == last), None)
+                self._settle("current was changed by hand", live, live_id=current.id, left=left)
             return
         if current.kind == "absent" and last is None and not survey.releases:
             return
@@ -247,8 +249,13 @@ class _Recovery:
 
         return sorted(survey.releases, key=rank, reverse=True)
 
-    def _settle(self, reason: str, live: Release | None, *, live_id: str | None = None) -> None:
-        self._record("recovered", self._recovered(live, reason, live_id=live_id))
+    def _settle(
+        self, reason: str, live: Release | None, *, live_id: str | None = None, left: Release | None = None
+    ) -> None:
+        data = self._recovered(live, reason, live_id=live_id)
+        if left is not None:
+            data["previous_content_sha256"] = left.manifest.content_sha256
+        self._record("recovered", data)
         self.actions.append(reason)
 
     def _recovered(

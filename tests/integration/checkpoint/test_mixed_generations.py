@@ -226,9 +226,18 @@ def test_a_write_within_the_same_tick_is_waited_out(generations: tuple[Path, Pat
     a, _ = generations
     changed = max(file.stat().st_ctime_ns for file in a.rglob("*") if file.is_file())
 
-    def look(now_ns: int, previous: Tree | None = None) -> Settled | Unsettled:
+    def look(
+        now_ns: int, previous: Tree | None = None, unchanged_s: float | None = None
+    ) -> Settled | Unsettled:
         with Source.open(a) as source:
-            return examine(source, writer="spacy", settle_s=0, now_ns=lambda: now_ns, previous=previous)
+            return examine(
+                source,
+                writer="spacy",
+                settle_s=0,
+                now_ns=lambda: now_ns,
+                previous=previous,
+                unchanged_s=unchanged_s,
+            )
 
     for now_ns in (changed, changed + 10**5):  # this tick, by the coarse and by a finer clock
         found = look(now_ns)
@@ -242,6 +251,9 @@ def test_a_write_within_the_same_tick_is_waited_out(generations: tuple[Path, Pat
     assert isinstance(ahead, Unsettled)
     assert ahead.retry_after_s is not None
     assert ahead.retry_after_s < 1
+    # Not for one in the same tick, which an event can bring about.
+    assert isinstance(look(changed - 3600 * 10**9, ahead.tree, 0.0001), Unsettled)
+    assert isinstance(look(changed - 3600 * 10**9, ahead.tree, ahead.retry_after_s), Settled)
     assert isinstance(look(changed - 3600 * 10**9, ahead.tree), Settled)
 
 
