@@ -79,6 +79,18 @@ class _Lane:
     last_success_s: float | None = None
     last_failure_s: float | None = None
 
+    def state(self) -> str:
+        """One word for ``status``."""
+        if self.running is not None:
+            return "snapshot"
+        if self.flag is not None and self.due_s is None:
+            return "queued"
+        if self.failures:
+            return "retrying"
+        if not self.seen or (self.unsettled is not None and self.unsettled[0] is None):
+            return "absent"
+        return "idle" if self.unsettled is None else "unsettled"
+
 
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
@@ -163,11 +175,14 @@ class Dispatcher:
             lane = self._lanes.get(rule)
             if lane is None:
                 return LaneStatus("not watched")
-            waits = "retrying" if lane.failures else "unsettled" if lane.unsettled else "idle"
-            state = "snapshot" if lane.running else "queued" if lane.flag and not lane.due_s else waits
             waiting = sum(len(flag.waiters) for flag in (lane.flag, lane.running) if flag)
             return LaneStatus(
-                state, lane.last_reason, lane.failures, lane.last_success_s, lane.last_failure_s, waiting
+                lane.state(),
+                lane.last_reason,
+                lane.failures,
+                lane.last_success_s,
+                lane.last_failure_s,
+                waiting,
             )
 
     def stop(self, timeout_s: float) -> tuple[str, ...]:

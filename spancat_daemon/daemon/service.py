@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from spancat_daemon import __version__
 from spancat_daemon.config.expand import targets
 from spancat_daemon.config.load import load
+from spancat_daemon.config.problems import ConfigurationError
 from spancat_daemon.daemon.control import ControlServer
 from spancat_daemon.daemon.dispatch import Dispatcher
 from spancat_daemon.daemon.holdings import Holdings
@@ -176,19 +177,19 @@ class Service:
 
     def _start(self, ending: ExitStack) -> None:
         configuration = self.configuration
+        _make_directory(configuration.daemon.state_dir)
+        self._control = self._listen(configuration)  # first: a second daemon has nothing to say in this log
+        ending.callback(self._stop_listening)
         self.log.info(
             "daemon.started", version=__version__, pid=os.getpid(), configuration=configuration.path
         )
-        ending.callback(self._ended)
-        _make_directory(configuration.daemon.state_dir)
+        ending.push(self._ended)
         ending.callback(self._release_folders)
         self.filesystem.start()
         ending.callback(self.filesystem.stop)
         self.schedule.start()
         ending.callback(self.schedule.stop)
-        self._control = self._listen(configuration)
-        ending.callback(self._stop_listening)
-        ending.callback(self._end_work)  # first of all, so that whoever waits at the socket has an answer
+        ending.callback(self._end_work)  # the first to go, so that whoever waits at the socket has an answer
         self._follow(hold=False)
         self._flag_all("startup")
         self._flag_overdue()
@@ -343,9 +344,17 @@ class Service:
             try:
                 answer.set_result(self._reload())
             except (SpancatDaemonError, OSError) as error:
-                self.log.error("daemon.reload_refused", reason=str(error))  # noqa: TRY400  # the user's mistake
+                self._tell_refused(error)
                 systemd.notify_ready(f"{self._summary()}; the last reload was refused")
                 answer.set_exception(error)
+
+    def _tell_refused(self, error: SpancatDaemonError | OSError) -> None:
+        if isinstance(error, ConfigurationError):
+            problems = [f"{at.file}:{at.line}:{at.column}: {at.message}" for at in error.problems]
+            reason = problems[0] if len(problems) == 1 else f"{len(problems)} problems"
+            self.log.error("daemon.reload_refused", reason=reason, problems=problems)
+        else:
+            self.log.error("daemon.reload_refused", reason=str(error))
 
     def _reload(self) -> dict[str, Any]:
         systemd.notify_reloading()
@@ -390,6 +399,8 @@ class Service:
 
     def _end_work(self) -> None:
         stuck = self.dispatcher.stop(STOP_WITHIN_S)
+        while not self._reloads.empty():
+            self._reloads.get().set_exception(SpancatDaemonError("the daemon stops"))
         if stuck:
             # The next start's recovery removes what they leave; waiting longer would get us killed anyway
             self.log.warning("daemon.stopped", signal=self._stop_signal, abandoned=list(stuck))
@@ -401,7 +412,9 @@ class Service:
         for deployment in self.holdings.all():
             deployment.close()
 
-    def _ended(self) -> None:
+    def _ended(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        if error is not None:
+            self.log.error("daemon.failed", reason=str(error) or repr(error), error=error)
         self.log.info("daemon.stopped", signal=self._stop_signal)
 
 

@@ -121,6 +121,19 @@ def test_a_second_daemon_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     sound(tmp_path / "models/products")
 
 
+def test_a_second_run_of_the_same_configuration_leaves_the_first_ones_log_alone(tmp_path: Path) -> None:
+    build("default", tmp_path / "runs/model-best")
+    config = configure(tmp_path)
+    config.write_text('[log]\nfile = "daemon.log"\n' + config.read_text())
+    with Daemon(config) as first:
+        first.wait(published)
+        second = run("run", config=config)
+        assert second.returncode == 1, second.stderr
+        assert f"process {first.pid}" in second.stderr
+    logged = [json.loads(line) for line in (tmp_path / "daemon.log").read_text().splitlines()]
+    assert logged == first.events
+
+
 def test_a_reload_takes_over_new_rules_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
     build("default", tmp_path / "runs/model-best")
     build("custom_key", tmp_path / "runs/other")
@@ -133,7 +146,9 @@ def test_a_reload_takes_over_new_rules_and_a_bad_one_changes_nothing(tmp_path: P
         assert refused.returncode == 2
         assert "daemon.toml:" in refused.stderr
         assert "did you mean 'source'" in refused.stderr
-        daemon.wait_for("daemon.reload_refused")
+        (told,) = daemon.wait_for("daemon.reload_refused")
+        assert "\n" not in told["reason"]
+        assert all(problem.startswith(str(config)) for problem in told["problems"])
         config.write_text(
             good + '[[watch]]\nname = "other"\nsource = "runs/other"\ndeploy = "models/other"\n'
         )
@@ -287,10 +302,12 @@ def test_a_deployment_folder_can_be_read_by_everybody_and_written_by_nobody(tmp_
 
 def test_a_checkpoint_that_is_gone_is_said_to_be_and_what_is_live_stays(tmp_path: Path) -> None:
     checkpoint = build("default", tmp_path / "runs/model-best")
-    with Daemon(configure(tmp_path)) as daemon:
+    config = configure(tmp_path)
+    with Daemon(config) as daemon:
         daemon.wait(published)
         shutil.rmtree(checkpoint)
         (gone,) = daemon.wait_for("checkpoint.vanished")
+        assert json.loads(run("status", "--json", config=config).stdout)["rules"][0]["state"] == "absent"
         assert gone["source"] == str(checkpoint)
         sound(tmp_path / "models/products")
         build("default", checkpoint, generation=1)
