@@ -7,6 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
+from spancat_daemon.errors import RolledBack
 from spancat_daemon.release.staging import Lacking
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Chronicle:
         before, self._refusal = self._refusal, (tree, str(error))
         if before == self._refusal and trigger in QUIET_TRIGGERS:
             return
-        self._log.error(
+        log = self._log.info if isinstance(error, RolledBack) else self._log.error
+        log(
             "snapshot.rejected",
             trigger=trigger,
             reason=error.reason,

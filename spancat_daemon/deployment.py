@@ -253,8 +253,13 @@ class Deployment:
 
     # -- what is live ---------------------------------------------------------------------------------------
 
-    def rollback(self, name: str | None) -> Mapping[str, Any]:
+    def rollback(self, name: str | None, *, leaving: str | None = None) -> Mapping[str, Any]:
         """Makes the previous release, or the named one, live; what it leaves isn't promoted again unforced.
+
+        Args:
+            name: which; None: the one that was live before.
+            leaving: id of the release that whoever asks wants to get away from; another one may have gone
+                live since, and the one before it is just that one.
 
         Returns:
             The payload of ``release.overwrite``.
@@ -282,6 +287,12 @@ class Deployment:
                 )
             if target.id == live.id:
                 raise UsageError(f"{target.id} is live already", where=str(self.folder.path))
+            if leaving is not None and live.id != leaving:
+                raise SpancatDaemonError(
+                    f"{live.id} went live meanwhile, in place of {leaving}",
+                    where=str(self.folder.path),
+                    hint="roll back again if it is to go too, or name the release to go back to",
+                )
             swapped = make_live(
                 self.folder,
                 target,

@@ -54,6 +54,10 @@ class Rejected(SpancatDaemonError):  # noqa: N818  # a verdict on a checkpoint
     """A checkpoint that must not become a release; trying again without a change is useless."""
 
 
+class RolledBack(Rejected):
+    """A checkpoint whose content was live, and that somebody went back from; nothing is wrong with it."""
+
+
 class Moved(SpancatDaemonError):  # noqa: N818  # a verdict on a checkpoint
     """A checkpoint that changed while it was read; the next scan looks at it anew."""
 

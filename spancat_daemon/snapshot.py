@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from spancat_daemon.checkpoint.contents import plan
 from spancat_daemon.checkpoint.settle import Unsettled, examine
 from spancat_daemon.checkpoint.tree import Source
-from spancat_daemon.errors import Rejected
+from spancat_daemon.errors import RolledBack
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.manifest import Manifest, release_id
 from spancat_daemon.release.recovery import recover
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from spancat_daemon.checkpoint.contents import Plan
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
+    from spancat_daemon.errors import Rejected
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History
     from spancat_daemon.release.recovery import Recovered
@@ -254,10 +255,8 @@ def _content_bytes(manifest: Manifest) -> int:
 
 def _refuse_rolled_back(request: Request, staged: Staged, history: History) -> None:
     if not request.forced and staged.content_sha256 in history.barred():
-        raise Rejected(
-            "this content was live and was rolled back",
-            where=staged.content_sha256[:16],
-            hint="promote it again with `snapshot --force`",
+        raise RolledBack(
+            "its content was live and was rolled back", hint="`snapshot --force` makes it live again"
         )
 
 

@@ -27,12 +27,15 @@ def command(
 
     Prints its id. The release it leaves is not promoted again unless by force.
     """
+    chosen = scope(context)
+    live = chosen.folder(rule).live() if release is None else None
+    leaving = live.id if live is not None else None  # a snapshot under way may change that before we come in
     answer = act(
-        scope(context),
+        chosen,
         "rollback",
         rule,
-        {"release": release},
-        here=lambda deployment: deployment.rollback(release),
+        {"release": release, "leaving": leaving},
+        here=lambda deployment: deployment.rollback(release, leaving=leaving),
     )
     if json:
         print_json(answer)

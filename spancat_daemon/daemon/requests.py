@@ -51,7 +51,10 @@ class Requests:
             ("GET", "/v1/status"): self._status,
             ("POST", "/v1/snapshot"): self._snapshot,
             ("POST", "/v1/rollback"): lambda body: self._on_folder(
-                body, lambda held: held.rollback(_text(body, "release", optional=True))
+                body,
+                lambda held: held.rollback(
+                    _text(body, "release", optional=True), leaving=_text(body, "leaving", optional=True)
+                ),
             ),
             ("POST", "/v1/pin"): lambda body: self._on_folder(
                 body, lambda held: held.pin(_text(body, "release"))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import fcntl
 import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 
-from spancat_daemon.errors import UsageError
+from spancat_daemon.errors import SpancatDaemonError, UsageError
 from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.history import History, rfc3339
 from spancat_daemon.release.manifest import parse_release_id
@@ -33,7 +32,7 @@ from spancat_daemon.release.survey import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from spancat_daemon.release.durability import Durability
 
@@ -47,6 +46,9 @@ __all__ = [
     "Survey",
     "unique_bytes",
 ]
+
+
+_Thing = TypeVar("_Thing")
 
 
 class NoSuchRelease(UsageError):  # noqa: N818  # names a state, as NoDaemon
@@ -183,7 +185,8 @@ class DeploymentFolder:
         """Find a release by id, unique prefix, sequence number, or ``@n``: n before the live one.
 
         Raises:
-            NoSuchRelease: none or several; names the nearest.
+            NoSuchRelease: none or several; names the newest.
+            SpancatDaemonError: it is there, but its manifest can't be read.
         """
         survey = self.survey()
         releases = survey.releases
@@ -196,22 +199,19 @@ class DeploymentFolder:
                 f"there is no {name}: only {max(len(back) - 1, 0)} releases lie before the live one",
                 where=str(self.path),
             )
-        if re.fullmatch(r"[0-9]+", name):
-            matches = [release for release in releases if release.sequence == int(name)]
-        else:
-            matches = [release for release in releases if release.id == name]
-        matches = matches or [release for release in releases if release.id.startswith(name)]
-        if len(matches) == 1 and name:
+        matches = _named(name, releases, [release.id for release in releases])
+        if len(matches) == 1:
             return matches[0]
         if matches:
             several = ", ".join(release.id for release in matches[:5])
             raise NoSuchRelease(f"{name!r} fits several releases: {several}", where=str(self.path))
-        ids = [release.id for release in releases]
-        near = difflib.get_close_matches(name, ids, n=3, cutoff=0.3) or ids[:3]
+        for _, reason in _named(name, survey.broken, [path.name for path, _ in survey.broken]):
+            raise SpancatDaemonError(reason, hint="it was left alone; `list` shows the others")
+        newest = ", ".join(release.id for release in releases[:3])
         raise NoSuchRelease(
             f"there is no release {name!r}",
             where=str(self.path),
-            hint=f"nearest: {', '.join(near)}" if near else "nothing was published here yet",
+            hint=f"the newest are {newest}" if newest else "nothing was published here yet",
         )
 
     def previous(self, *, history: History | None = None) -> Release | None:
@@ -304,6 +304,21 @@ def unique_bytes(path: Path) -> int:
             names[key] = names.get(key, 0) + 1
             sizes[key] = status
     return sum(status.st_size for key, status in sizes.items() if status.st_nlink <= names[key])
+
+
+def _named(name: str, things: Sequence[_Thing], ids: Sequence[str]) -> list[_Thing]:
+    """What a name means: an id, else a sequence number, else the start of ids."""
+    number = int(name) if re.fullmatch(r"[0-9]+", name) else None
+    ways: tuple[Callable[[str], bool], ...] = (
+        lambda release_id: release_id == name,
+        lambda release_id: number is not None and parse_release_id(release_id) == number,
+        lambda release_id: bool(name) and release_id.startswith(name),
+    )
+    for fits in ways:
+        found = [thing for thing, release_id in zip(things, ids, strict=True) if fits(release_id)]
+        if found:
+            return found
+    return []
 
 
 def _must_be_id(release_id: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 from spancat_daemon.config.expand import targets
 from spancat_daemon.config.load import load
 from spancat_daemon.deployment import Deployment
+from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import copying
 from spancat_daemon.release.durability import Durability
 from tests.judgement import history, sound
@@ -194,3 +195,32 @@ def test_a_commit_that_recovery_makes_says_all_that_others_say(
     assert recovered["history_seq"] == history(deploy)[-1]["seq"]
     publish(held, force=True)
     assert recovered.keys() - {"recovered"} == log.of("release.overwrite")[-1].keys()
+
+
+def test_a_rollback_does_not_leave_another_release_than_the_one_that_was_seen(
+    held: Deployment, tmp_path: Path, log: Log
+) -> None:
+    first = publish(held)
+    next_generation(tmp_path, 1)
+    seen = publish(held)
+    next_generation(tmp_path, 2)
+    meanwhile = publish(held)
+    with pytest.raises(SpancatDaemonError, match=f"{meanwhile} went live meanwhile, in place of {seen}"):
+        held.rollback(None, leaving=seen)
+    assert held.live_id() == meanwhile
+    assert held.rollback(None, leaving=meanwhile)["release"] == seen
+    assert held.rollback(first, leaving=None)["release"] == first
+
+
+def test_what_was_rolled_back_is_refused_without_alarm(held: Deployment, tmp_path: Path, log: Log) -> None:
+    publish(held)
+    next_generation(tmp_path, 1)
+    publish(held)
+    held.rollback(None)
+    refused = look(held, "manual")
+    assert (refused.status, refused.reason) == (
+        "rejected",
+        "its content was live and was rolled back; `snapshot --force` makes it live again",
+    )
+    (told,) = log.of("snapshot.rejected")
+    assert told["path"] == str(held.target.source)
