@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from spancat_daemon.checkpoint.settle import CLOCK_REALTIME_COARSE, Unsettled
+from spancat_daemon.checkpoint.settle import Unsettled, file_clock_ns
 from spancat_daemon.chronicle import Chronicle
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, UsageError, Vanished
 from spancat_daemon.release import lease
@@ -41,14 +41,6 @@ if TYPE_CHECKING:
     from spancat_daemon.snapshot import Trigger
 
 Status = Literal["published", "unchanged", "unsettled", "vanished", "rejected", "failed", "abandoned"]
-
-
-def file_clock_ns() -> int:
-    """The wall clock that Linux stamps files with: it moves once a tick (clock_gettime(2)).
-
-    A finer clock would be ahead of the stamp of a write that is still to come.
-    """
-    return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
 
 
 @dataclass(frozen=True, slots=True)

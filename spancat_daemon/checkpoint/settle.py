@@ -46,9 +46,15 @@ _NS = 1_000_000_000
 # Stamps this far ahead come from another clock: a file server's, or ours before it was set back.
 _FOREIGN_CLOCK_S = 1.0
 _SECOND_LOOK_TICKS = 3
+_SHORTEST_WAIT_S = 0.0001
 
 CLOCK_REALTIME_COARSE = 5
 """Linux's clock id (<linux/time.h>) of the clock that stamps files; Python's `time` does not name it."""
+
+
+def file_clock_ns() -> int:
+    """The wall clock that Linux stamps files with: it moves once a tick (clock_gettime(2))."""
+    return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,8 @@ def examine(
         source: the checkpoint.
         writer: ``spacy``: proven by the order of times. ``any``: by a quiet time of ``settle_s``.
         settle_s: that quiet time, seconds; unused with ``spacy``.
-        now_ns: the wall clock: the one that stamps files (`CLOCK_REALTIME_COARSE`) or a finer one.
+        now_ns: the wall clock that stamps files, `file_clock_ns`; a finer one would be ahead of the stamp of
+            a write that is still to come, and prove nothing.
         previous: what the last look saw (`Unsettled.tree`), if there was one.
         unchanged_s: for how long, by a monotonic clock, every look has seen exactly ``previous``; if given,
             it decides about the quiet time, and how far apart two looks are, and the wall clock does not
@@ -205,17 +212,20 @@ def _mtime(file: SourceFile) -> int:
 def _young(tree: Tree, now: int, previous: Tree | None, unchanged_s: float | None) -> Unsettled | None:
     """Whether a file could be written once more without its stamp showing it.
 
-    The kernel stamps with the time of its last tick, so two writes within one tick look like one. Any write
-    sets ctime to the present tick, and nobody can set it otherwise: a file is safe once the tick of its ctime
-    is over. (mtime may lie in the future harmlessly, `copytree` and `touch` set it.)
+    The kernel stamps with the time of its last tick, or a finer one, so two writes within one tick can look
+    like one. Any write sets ctime, to no less than the clock of ticks then shows, and nobody can set it
+    otherwise: a file is safe once that clock has passed its ctime. (mtime may lie in the future harmlessly,
+    `copytree` and `touch` set it.)
     """
     newest = max(tree.files, key=lambda file: file.stamp.ctime_ns)
-    tick_s = time.clock_getres(CLOCK_REALTIME_COARSE)
-    left_s = (newest.stamp.ctime_ns - now) / _NS + tick_s
-    if left_s <= 0:
+    ahead_s = (newest.stamp.ctime_ns - now) / _NS
+    if ahead_s < 0:
         return None
-    if left_s < _FOREIGN_CLOCK_S:
-        return _busy("was written just now", newest, left_s, tree)
+    tick_s = time.clock_getres(CLOCK_REALTIME_COARSE)
+    if ahead_s < _FOREIGN_CLOCK_S:
+        rest_of_tick_s = tick_s - (time.time_ns() - now) / _NS
+        left_s = rest_of_tick_s if ahead_s < tick_s else ahead_s
+        return _busy("was written just now", newest, max(left_s, _SHORTEST_WAIT_S), tree)
     # Waiting for that clock could take hours. Two looks some ticks apart that saw the same will do.
     apart_s = _SECOND_LOOK_TICKS * tick_s
     if previous == tree and (unchanged_s is None or unchanged_s >= apart_s):

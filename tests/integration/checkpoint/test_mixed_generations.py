@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from spancat_daemon.checkpoint.settle import Settled, Unsettled, examine
+from spancat_daemon.checkpoint.settle import Settled, Unsettled, examine, file_clock_ns
 from spancat_daemon.checkpoint.tree import Source, Tree
 from spancat_daemon.errors import Moved, Rejected, Vanished
 from tests.pipelines import build
@@ -40,7 +40,7 @@ def _verdict(checkpoint: Path, writer: Writer = "spacy") -> str:
     while time.monotonic() < deadline:
         with Source.open(checkpoint) as source:
             try:
-                found = examine(source, writer=writer, settle_s=0, now_ns=time.time_ns, previous=previous)
+                found = examine(source, writer=writer, settle_s=0, now_ns=file_clock_ns, previous=previous)
                 if isinstance(found, Settled):
                     _prove(found)
                     return "accepted"
@@ -133,7 +133,7 @@ def test_a_removed_directory_is_vanished_for_who_holds_it_open(generations: tupl
         shutil.rmtree(generations[0])
         shutil.copytree(generations[1], generations[0])
         with pytest.raises(Vanished):
-            examine(source, writer="spacy", settle_s=0, now_ns=time.time_ns)
+            examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
 
 
 @pytest.mark.parametrize("kept", [("--preserve=timestamps",), ()])
@@ -239,13 +239,13 @@ def test_a_write_within_the_same_tick_is_waited_out(generations: tuple[Path, Pat
                 unchanged_s=unchanged_s,
             )
 
-    for now_ns in (changed, changed + 10**5):  # this tick, by the coarse and by a finer clock
+    for now_ns in (changed, changed - 10**5):  # stamped with the tick's time, or with a finer one within it
         found = look(now_ns)
         assert isinstance(found, Unsettled)
         assert found.kind == "busy"
         assert found.retry_after_s is not None
         assert 0 < found.retry_after_s <= 0.02
-    assert isinstance(look(changed + 2 * 10**7), Settled)
+    assert isinstance(look(changed + 1), Settled)
     # Another machine's clock an hour ahead: no waiting for an hour, but for a second look.
     ahead = look(changed - 3600 * 10**9)
     assert isinstance(ahead, Unsettled)
@@ -261,7 +261,7 @@ def test_a_change_during_the_copy_is_moved(generations: tuple[Path, Path]) -> No
     a, b = generations
     with Source.open(a) as source:
         time.sleep(0.03)
-        settled = examine(source, writer="spacy", settle_s=0, now_ns=time.time_ns)
+        settled = examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
         assert isinstance(settled, Settled)
         _overwrite(a / "spancat/model", (b / "spancat/model").read_bytes())  # same length
         with pytest.raises(Moved, match="spancat/model"):

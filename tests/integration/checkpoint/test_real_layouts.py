@@ -20,7 +20,7 @@ from spacy.util import registry
 from spacy.vectors import Vectors
 
 from spancat_daemon.checkpoint.layout import expected_files
-from spancat_daemon.checkpoint.settle import Settled, examine
+from spancat_daemon.checkpoint.settle import Settled, examine, file_clock_ns
 from spancat_daemon.checkpoint.tree import Source
 from spancat_daemon.checkpoint.wholeness import AnyProof, ConfigProof, JsonLinesProof, Proof
 from spancat_daemon.errors import Rejected
@@ -172,7 +172,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def _settled(source: Source) -> Settled:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        found = examine(source, writer="spacy", settle_s=0, now_ns=time.time_ns)
+        found = examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
         if isinstance(found, Settled):
             return found
         assert found.kind == "busy", found.reason

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from spancat_daemon.checkpoint.settle import Settled, Unsettled, examine
+from spancat_daemon.checkpoint.settle import Settled, Unsettled, examine, file_clock_ns
 from spancat_daemon.checkpoint.tree import Source
 from spancat_daemon.errors import Moved, Rejected, Vanished
 from tests.trainer import Generation, Trainer
@@ -25,7 +25,7 @@ def _copy(checkpoint: Path) -> Generation | str:
     """Take a copy as the daemon does: the digests of what was accepted, or why nothing was."""
     try:
         with Source.open(checkpoint) as source:
-            settled = examine(source, writer="spacy", settle_s=0, now_ns=time.time_ns)
+            settled = examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
             if isinstance(settled, Unsettled):
                 return settled.kind
             return _accepted(settled)

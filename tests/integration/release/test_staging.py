@@ -15,7 +15,7 @@ import pytest
 import spacy
 
 from spancat_daemon.checkpoint.contents import plan
-from spancat_daemon.checkpoint.settle import Settled, examine
+from spancat_daemon.checkpoint.settle import Settled, examine, file_clock_ns
 from spancat_daemon.checkpoint.tree import Source
 from spancat_daemon.errors import Rejected
 from spancat_daemon.release.staging import Lacking, Staged, stage
@@ -59,7 +59,7 @@ class Deployed:
     def _settled(self, source: Source) -> Settled:
         deadline = time.monotonic() + 10
         while True:
-            found = examine(source, writer="spacy", settle_s=0, now_ns=time.time_ns)
+            found = examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
             if isinstance(found, Settled):
                 return found
             assert found.kind == "busy", found
