@@ -25,7 +25,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except SpancatDaemonError as error:
-        say(str(error))
+        say(str(error), error=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         _forget_output()
@@ -33,7 +33,7 @@ def main() -> None:
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         hint = "; run it as the daemon's user, or root" if isinstance(error, PermissionError) else ""
-        say(f"{where}{error.strerror or error}{hint}")
+        say(f"{where}{error.strerror or error}{hint}", error=True)
         sys.exit(ExitCode.FAILED)
 
 

@@ -27,6 +27,16 @@ QUIET_TRIGGERS = frozenset({"change", "startup"})
 """Triggers that nobody waits for: finding nothing new again is not worth a line in the log."""
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_HINTS = {
+    errno.ENOSPC: "free some space, or keep fewer releases",
+    errno.EDQUOT: "free some space, or keep fewer releases",
+    errno.EROFS: "if this is a system service: name a folder above it in ReadWritePaths= of the unit",
+    errno.EACCES: "let the daemon's user write there",
+    errno.EPERM: "let the daemon's user write there",
+}
+
+
 class Chronicle:
     """Tells the log; the history is what it tells from.
 
@@ -95,7 +105,7 @@ class Chronicle:
         if isinstance(error, OSError):
             reason = error.strerror or str(error) or type(error).__name__
             path = os.fsdecode(error.filename) if error.filename is not None else str(self._folder.path)
-            full, hint, text = error.errno in {errno.ENOSPC, errno.EDQUOT}, "", f"{path}: {reason}"
+            full, hint, text = error.errno in _FULL, _HINTS.get(error.errno or 0, ""), f"{path}: {reason}"
         else:
             reason, path, hint = error.reason, error.where, error.hint
             full, text = isinstance(error, Lacking), str(error)

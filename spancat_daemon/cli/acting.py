@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from spancat_daemon.errors import NoDaemon
+from spancat_daemon.errors import NoDaemon, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from spancat_daemon.cli.scope import Scope
     from spancat_daemon.deployment import Deployment
@@ -52,6 +55,8 @@ def _deployment(chosen: Scope, rule: str, verb: str) -> Iterator[Deployment]:
 
     configuration = chosen.configuration
     target = chosen.target(rule)
+    for folder in (target.deploy, configuration.daemon.state_dir):
+        _refuse_to_take_over(folder, verb)
     # What a person reads beside the command's data; the log file gets JSON whatever this says
     output = logs.configure(configuration.log.model_copy(update={"format": "console"}), stream=sys.stderr)
     try:
@@ -65,3 +70,22 @@ def _deployment(chosen: Scope, rule: str, verb: str) -> Iterator[Deployment]:
             yield deployment
     finally:
         output.close()
+
+
+def _refuse_to_take_over(folder: Path, verb: str) -> None:
+    """Keeps root from leaving files in another user's folder, which that user's daemon could not use."""
+    if os.geteuid():
+        return
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    owner = there.stat().st_uid
+    if owner == 0:
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    raise UsageError(
+        f"belongs to {name}, and what root makes in it {name}'s daemon could not use",
+        where=str(there),
+        hint=f"runuser -u {name} -- spancat-daemon {verb} …, or start the daemon and ask again",
+    )

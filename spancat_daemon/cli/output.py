@@ -12,11 +12,20 @@ if TYPE_CHECKING:
 _NARROWEST = 12  # columns that the last column of a table can be folded to
 
 
-def say(message: str) -> None:
-    """Prints a message for the user on standard error, with the program's name."""
+def say(message: str, *, error: bool = False) -> None:
+    """Prints a message for the user on standard error, with the program's name.
+
+    Args:
+        message: one or several lines.
+        error: the program ends for it; the journal then files it as an error.
+    """
+    from spancat_daemon.observe.systemd import is_journal_stream  # noqa: PLC0415  # see _printable
+
+    priority = "<3>" if error and is_journal_stream(2) else ""
     try:
         first, *rest = (_printable(line, sys.stderr) for line in message.split("\n"))
-        sys.stderr.write("\n".join((f"spancat-daemon: {first}", *rest, "")))
+        lines = (f"spancat-daemon: {first}", *rest)
+        sys.stderr.write("".join(f"{priority}{line}\n" for line in lines))
     except OSError:  # nobody reads it
         pass
 

@@ -6,8 +6,10 @@ alone decides. That keeps reload, stop and new run directories free of races by 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
@@ -61,6 +63,7 @@ def serve(configuration_path: Path | None) -> int:
         UsageError: the state directory, the control socket or the log file can't be had.
     """
     configuration = load(configuration_path)
+    _allow_descriptors()
     output = logs.configure(configuration.log)
     try:
         return Service(configuration, output).run()
@@ -416,6 +419,14 @@ class Service:
         if error is not None:
             self.log.error("daemon.failed", reason=str(error) or repr(error), error=error)
         self.log.info("daemon.stopped", signal=self._stop_signal)
+
+
+def _allow_descriptors() -> None:
+    """Each folder that is held takes two, and the usual soft limit of 1,024 is there for select(2) alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # a sandbox that doesn't let us: fewer folders, then
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _make_directory(path: Path) -> None:

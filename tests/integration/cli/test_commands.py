@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -477,3 +478,15 @@ def test_a_reader_that_goes_away_ends_it_quietly(deployed: Site) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act in another user's folder")
+def test_root_leaves_no_files_in_another_users_folder(site: Site) -> None:
+    site.write(0)
+    site.deploy.mkdir()
+    shutil.chown(site.deploy, "nobody")
+    refused = site.run("snapshot", "products", code=2)
+    assert "belongs to nobody" in refused.stderr
+    assert "runuser -u nobody -- spancat-daemon snapshot" in refused.stderr
+    assert not list(site.deploy.iterdir())
+    site.run("list", "products")  # reading is no matter
