@@ -102,6 +102,9 @@ def test_json_takes_paths_and_names_that_are_not_utf8(capfdbinary: pytest.Captur
     assert json.loads(capfdbinary.readouterr().out) == {"path": "/x/é", "odd": "a\\xff"}
 
 
+_END = "<end>"
+
+
 def _on_a_terminal(monkeypatch: pytest.MonkeyPatch, show: object) -> str:
     leader, follower = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
@@ -109,8 +112,12 @@ def _on_a_terminal(monkeypatch: pytest.MonkeyPatch, show: object) -> str:
     try:
         assert callable(show)
         show()
+        sys.stdout.write(_END)
         sys.stdout.flush()
-        return os.read(leader, 65536).decode()
+        shown = b""
+        while not shown.endswith(_END.encode()):  # a terminal hands on what it has so far
+            shown += os.read(leader, 65536)
+        return shown.decode().removesuffix(_END)
     finally:
         sys.stdout.close()
         os.close(leader)
