@@ -61,6 +61,9 @@ def command(
         data()
         data(f"Kept: {folder}")
         data(f"Look around: spancat-daemon -c {folder}/daemon.toml list {RULE}")
+    else:
+        data()
+        data("The folder is gone again; with --keep it stays, to look around in.")
 
 
 def _place() -> str:

@@ -64,11 +64,7 @@ def serve(configuration_path: Path | None) -> int:
     """
     configuration = load(configuration_path)
     _allow_descriptors()
-    output = logs.configure(configuration.log)
-    try:
-        return Service(configuration, output).run()
-    finally:
-        output.close()
+    return Service(configuration, logs.configure(configuration.log)).run()
 
 
 class Service:
@@ -110,6 +106,7 @@ class Service:
     def run(self) -> int:
         """Startup, loop, shutdown; returns the exit code."""
         with ExitStack() as ending:
+            ending.callback(lambda: self._output.close())  # the one in use then: a reload exchanges it
             self._catch_signals(ending)
             self._start(ending)
             while not self._stop_signal:
