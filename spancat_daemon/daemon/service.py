@@ -106,7 +106,7 @@ class Service:
     def run(self) -> int:
         """Startup, loop, shutdown; returns the exit code."""
         with ExitStack() as ending:
-            ending.callback(lambda: self._output.close())  # the one in use then: a reload exchanges it
+            ending.callback(self._close_log)
             self._catch_signals(ending)
             self._start(ending)
             while not self._stop_signal:
@@ -411,6 +411,9 @@ class Service:
     def _release_folders(self) -> None:
         for deployment in self.holdings.all():
             deployment.close()
+
+    def _close_log(self) -> None:
+        self._output.close()  # the one in use now: a reload exchanges it
 
     def _ended(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
         if error is not None:
