@@ -186,6 +186,22 @@ def test_runs_that_a_glob_matches_come_and_go_while_it_runs(tmp_path: Path) -> N
     sound(tmp_path / "models/b")
 
 
+def test_a_match_that_its_trainer_replaces_is_not_let_go(tmp_path: Path) -> None:
+    checkpoint = build("default", tmp_path / "runs/a/model-best")
+    config = configure(tmp_path, source="runs/*/model-best", deploy="models/{1}")
+    with Daemon(config) as daemon:
+        daemon.wait(published)
+        for generation in (1, 2, 0):
+            since = len(daemon.events)
+            shutil.rmtree(checkpoint)
+            (tmp_path / "runs/b").mkdir()  # an event of the glob itself, while the checkpoint is away
+            until(lambda: json.loads(run("status", "--json", config=config).stdout)["daemon"] is not None)
+            build("default", checkpoint, generation=generation)
+            daemon.wait_for("release.overwrite", since=since)
+            (tmp_path / "runs/b").rmdir()
+    assert "watch.ended" not in [event["event"] for event in daemon.events]
+
+
 def test_schedules_run_by_force_and_log_that_nothing_changed(tmp_path: Path) -> None:
     build("default", tmp_path / "runs/model-best")
     config = configure(tmp_path, more='schedule = [{ every = "1s", force = true }]', on_change=False)
