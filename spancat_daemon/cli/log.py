@@ -11,6 +11,12 @@ from spancat_daemon.cli.scope import scope
 
 def command(
     context: typer.Context,
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="FILE", help="Which log; - is standard input. Without it, [log] file of daemon.toml."
+        ),
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what is logged from now on.")
     ] = False,
@@ -35,10 +41,11 @@ def command(
     from spancat_daemon.cli.logs import show_logs  # noqa: PLC0415  # only here
 
     show_logs(
-        scope(context).configuration,
+        scope(context).configuration if file is None else None,
         follow=follow,
         rules=rule or [],
         events=event or [],
         as_json=json,
         lines=lines,
+        source=file,
     )

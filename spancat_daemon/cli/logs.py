@@ -31,7 +31,7 @@ _JOURNAL_PREFIX: Final = re.compile(rb"<[0-7]>")
 
 
 def show_logs(
-    configuration: Configuration,
+    configuration: Configuration | None,
     *,
     follow: bool,
     rules: Sequence[str],
@@ -45,7 +45,7 @@ def show_logs(
     Ends quietly at Ctrl-C and when nobody reads the output any more.
 
     Args:
-        configuration: its ``[log] file`` is what is shown.
+        configuration: its ``[log] file`` is what is shown; not needed with a `source`.
         follow: go on with what is logged from now on, through rotations, also when there is no file yet.
         rules: only events of these rules; ``products`` stands for ``products/run-1`` too. Empty: all.
         events: only these events; patterns such as ``release.*`` are understood. Empty: all.
@@ -132,10 +132,12 @@ def _human_form(line: _Line, style: Style) -> str:
     return render_malformed(line.raw, style) if line.fields is None else render_event(line.fields, style)
 
 
-def _chosen(configuration: Configuration, source: str | None) -> Path | None:
+def _chosen(configuration: Configuration | None, source: str | None) -> Path | None:
     """The file to show; None for standard input."""
     if source is not None:
         return None if source == "-" else Path(source)
+    if configuration is None:
+        raise TypeError("neither a configuration nor a source")
     if configuration.log.file is not None:
         return configuration.log.file
     if _is_piped():
@@ -144,7 +146,7 @@ def _chosen(configuration: Configuration, source: str | None) -> Path | None:
         "there is no log file to show",
         where=str(configuration.path),
         hint='set file = "…" under [log], or show the journal: '
-        "journalctl -u spancat-daemon -o cat | spancat-daemon logs",
+        "journalctl -u spancat-daemon -o cat | spancat-daemon logs -",
     )
 
 

@@ -480,6 +480,26 @@ def test_a_reader_that_goes_away_ends_it_quietly(deployed: Site) -> None:
         assert process.wait(60) == 141
 
 
+def test_logs_are_read_from_a_file_or_standard_input_without_any_configuration(tmp_path: Path) -> None:
+    line = (
+        '{"timestamp":"2026-11-22T11:30:45Z","level":"info","event":"snapshot.unchanged","rule":"products"}\n'
+    )
+    (tmp_path / "old.log").write_text(line)
+    for source, given in (("old.log", ""), ("-", line)):
+        done = subprocess.run(
+            command("logs", source),
+            check=False,
+            input=given,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "snapshot.unchanged products" in done.stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act in another user's folder")
 def test_root_leaves_no_files_in_another_users_folder(site: Site) -> None:
     site.write(0)
