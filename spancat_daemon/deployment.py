@@ -263,8 +263,7 @@ class Deployment:
         """
         began = self._tools.monotonic()
         with self._mutex:
-            history = self._writable()
-            self.recover()
+            history = self._ready()
             live = self.folder.live()
             target = (
                 self.folder.previous(history=history)
@@ -322,8 +321,8 @@ class Deployment:
 
     def _pin(self, name: str, *, pinned: bool) -> str:
         with self._mutex:
-            history = self._writable()
-            release = self.folder.find(name)
+            history = self._ready()
+            release = self.folder.find(name, history=history)
             if (release.id in self.folder.pins()) != pinned:
                 (self.folder.pin if pinned else self.folder.unpin)(release.id)
                 kind = "pinned" if pinned else "unpinned"
@@ -339,7 +338,7 @@ class Deployment:
             would be.
         """
         with self._mutex:
-            self.recover()
+            self._ready()
             verdicts = self.verdicts()
             gone = {verdict.release.id for verdict in verdicts if not verdict.kept_because}
             if not dry_run:
@@ -399,6 +398,12 @@ class Deployment:
             return None
         return live.id if live else None
 
+    def _ready(self) -> History:
+        """The history of a folder that is held, and in which nothing is left to be concluded."""
+        self.hold()
+        self.recover()
+        return self._writable()
+
     def _writable(self) -> History:
         if self._history is None:
             raise SpancatDaemonError("the deployment folder was let go", where=str(self.folder.path))
@@ -409,9 +414,10 @@ def retention_verdicts(
     folder: DeploymentFolder, keep: Keep, now: datetime, *, history: History | None = None
 ) -> list[Verdict]:
     """What retention says of each release of a folder, newest first; only reads."""
-    live, previous = folder.live(), folder.previous(history=history)
+    releases, previous = folder.releases(), folder.previous(history=history)
+    live = next((release for release in releases if release.live), None)
     return decide(
-        folder.releases(),
+        releases,
         keep,
         live_id=live.id if live else None,
         previous_id=previous.id if previous else None,

@@ -241,16 +241,12 @@ def overwrite_details(manifest: Manifest, previous: Manifest | None) -> dict[str
         "previous_model_sha256": previous.model_sha256 if previous else None,
         "content_sha256": manifest.content_sha256,
         "previous_content_sha256": previous.content_sha256 if previous else None,
-        "bytes": _content_bytes(manifest),
+        "bytes": manifest.content_bytes,
         "labels_added": [label for label in manifest.labels if label not in before],
         "labels_removed": sorted(before - set(manifest.labels)),
         "metrics": dict(manifest.metrics),
         "source": manifest.source,
     }
-
-
-def _content_bytes(manifest: Manifest) -> int:
-    return sum(digest.bytes for path, digest in manifest.files.items() if path != "model.bin")
 
 
 def _refuse_rolled_back(request: Request, staged: Staged, history: History) -> None:

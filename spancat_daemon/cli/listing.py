@@ -61,15 +61,14 @@ def describe(folder: DeploymentFolder, keep: Keep, *, now: datetime) -> list[dic
     from spancat_daemon.release.lease import is_leased  # noqa: PLC0415  # as above
 
     pinned = folder.pins()
-    reasons = {verdict.release.id: verdict.kept_because for verdict in retention_verdicts(folder, keep, now)}
     return [
         _entry(
-            release,
-            pinned=release.id in pinned,
-            leased=is_leased(release.path),
-            kept_because=reasons.get(release.id, ()),
+            verdict.release,
+            pinned=verdict.release.id in pinned,
+            leased=is_leased(verdict.release.path),
+            kept_because=verdict.kept_because,
         )
-        for release in folder.releases()
+        for verdict in retention_verdicts(folder, keep, now)
     ]
 
 
@@ -85,7 +84,7 @@ def _entry(release: Release, *, pinned: bool, leased: bool, kept_because: tuple[
         "changed": manifest.changed,
         "content_sha256": manifest.content_sha256,
         "model_sha256": manifest.model_sha256,
-        "bytes": sum(digest.bytes for path, digest in manifest.files.items() if path != "model.bin"),
+        "bytes": manifest.content_bytes,
         "bytes_unique": _unshared(release.path),
         "labels": list(manifest.labels),
         "metrics": dict(manifest.metrics),

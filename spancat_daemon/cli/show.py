@@ -39,7 +39,6 @@ def command(
 
 def _facts(release: Release) -> list[tuple[str, str]]:
     manifest = release.manifest
-    total = sum(digest.bytes for path, digest in manifest.files.items() if path != "model.bin")
     return [
         ("release", f"{manifest.id}{' (live)' if release.live else ''}"),
         ("path", str(release.path)),
@@ -48,7 +47,7 @@ def _facts(release: Release) -> list[tuple[str, str]]:
         ("trigger", f"{manifest.trigger}{', forced' if manifest.forced else ''}"),
         ("content", f"{manifest.content_sha256}{'' if manifest.changed else ' (as the one before it)'}"),
         ("model.bin", manifest.model_sha256),
-        ("size", size(total)),
+        ("size", size(manifest.content_bytes)),
         ("previous", manifest.previous or "none"),
         ("source", manifest.source),
         ("contents", manifest.contents),

@@ -93,7 +93,6 @@ class Requests:
         held = service.holdings.by_rule(target.rule)
         try:
             if held is not None:
-                held.hold()
                 return act(held)
             # A match of a glob whose source is gone: its folder is nobody's until somebody asks
             with service.holdings.open(

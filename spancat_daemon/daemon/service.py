@@ -146,10 +146,10 @@ class Service:
 
     def _tell_watch(self, event: WatchEvent) -> None:
         level = self.log.info if event.event in {"watch.started", "watch.restored"} else self.log.warning
-        level(event.event, **({"rule": event.key} if event.key else {}), **event.fields)
+        level(event.event, **_told(event))
 
     def _tell_schedule(self, event: ScheduleEvent) -> None:
-        self.log.warning(event.event, **({"rule": event.key} if event.key else {}), **event.fields)
+        self.log.warning(event.event, **_told(event))
 
     def _tell_unreadable(self, path: Path, error: OSError) -> None:
         if self._unreadable.get(path) != error.errno:
@@ -245,7 +245,7 @@ class Service:
         with self._mutex:
             dirty, self._dirty = self._dirty, set()
             due, self._due = self._due, {}
-        if any(key in self._patterns for key in dirty):
+        if dirty & self._patterns:
             for deployment in self._follow(hold=False, vanished="stay"):
                 self.dispatcher.flag(deployment.target.rule, "change")
         for key in dirty - self._patterns:
@@ -328,8 +328,9 @@ class Service:
             wanted += [target for target in held if target.rule not in present]
         changed, dropped = self.holdings.follow(wanted, min_free_bytes=chosen.daemon.min_free, hold=hold)
         self.configuration = chosen
-        self._patterns = {watch.key for watch in watched(chosen, wanted) if watch.pattern is not None}
-        self.filesystem.set_watched(watched(chosen, wanted))
+        attended = watched(chosen, wanted)
+        self._patterns = {watch.key for watch in attended if watch.pattern is not None}
+        self.filesystem.set_watched(attended)
         self.schedule.set_jobs(jobs(wanted))
         self.dispatcher.keep(self.holdings.all())
         for deployment in dropped:
@@ -419,6 +420,11 @@ class Service:
         if error is not None:
             self.log.error("daemon.failed", reason=str(error) or repr(error), error=error)
         self.log.info("daemon.stopped", signal=self._stop_signal)
+
+
+def _told(event: WatchEvent | ScheduleEvent) -> dict[str, Any]:
+    """A trigger's event as fields of the log; some concern no rule in particular."""
+    return {**({"rule": event.key} if event.key else {}), **event.fields}
 
 
 def _allow_descriptors() -> None:

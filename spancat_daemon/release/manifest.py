@@ -125,6 +125,11 @@ class Manifest:
     previous: str | None
     verification: Mapping[str, Any]
 
+    @property
+    def content_bytes(self) -> int:
+        """Sum of the sizes of the files; ``model.bin``, another name of one of them, is not counted twice."""
+        return sum(digest.bytes for path, digest in self.files.items() if path != MODEL_NAME)
+
 
 def content_digest(files: Mapping[str, FileDigest]) -> str:
     """Digest of a release's content: SHA-256 of what ``sha256sum`` prints for its files, sorted by path.
