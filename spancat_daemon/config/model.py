@@ -74,6 +74,12 @@ def _some_time(value: float) -> float:
     return value
 
 
+def _more_than_nothing(value: float) -> float:
+    if value <= 0:
+        raise ValueError("must be more than nothing")
+    return value
+
+
 def _no_busy_poll(value: float) -> float:
     if 0 < value < 0.1:
         raise ValueError('must be "0s" or at least "100ms"')
@@ -127,6 +133,15 @@ class DaemonSettings(_Table):
 
     min_free: Size = 1 << 30
     """Free space that must be left after a snapshot; with less, publishing pauses."""
+
+    scrub_every: Duration = 604800.0
+    """How often stored releases are read and compared with their digests. "0s": never."""
+
+    scrub_rate: Size = 32 << 20
+    """Bytes a second that are read for it."""
+
+    heal: StrictBool = False
+    """Replace a live release that was found corrupted by the last good one."""
 
 
 class LogSettings(_Table):
@@ -239,6 +254,177 @@ class Keep(_Table):
         return not (self.last or self.within or self.hourly or self.daily or self.weekly or self.best)
 
 
+Positive = Annotated[Duration, AfterValidator(_more_than_nothing)]
+"""A duration that is more than nothing."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Command = Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class Verify(_Table):
+    """How a snapshot is seen to work before it goes live."""
+
+    level: Literal["none", "structure", "load", "probes"] = "load"
+    """What is seen: nothing but that the checkpoint is settled; that its parts agree; that spaCy loads it and
+    it predicts; that it predicts what probes, or gold documents, say. probes or gold imply "probes"."""
+
+    python: Path | None = None
+    """The interpreter that will serve the model, with its spaCy 3.2.2 or later. Empty: the daemon's own."""
+
+    timeout: Positive = 120.0
+    """How long one verification may take."""
+
+    memory: Size = 4 << 30
+    """The address space that the verifying process may have."""
+
+    idle: Duration = 60.0
+    """How long the verifying process stays, unused, with spaCy imported."""
+
+    probes: Path | None = None
+    """A JSONL file of texts with spans they must, or must not, give. Empty: none."""
+
+    min_pass: Annotated[Share, Field(gt=0)] = 1.0
+    """The share of probes that must pass."""
+
+    gold: Path | None = None
+    """A .spacy file of annotated documents to evaluate on. Empty: none."""
+
+    @property
+    def effective_level(self) -> Literal["none", "structure", "load", "probes"]:
+        """The level, with what probes and gold imply."""
+        return "probes" if self.probes or self.gold else self.level
+
+
+class Gate(_Table):
+    """Conditions that a snapshot must meet to go live; what is not written is no condition."""
+
+    metric: str = ""
+    """The score that minimum and max_drop go by. Empty: spans_<key>_f of the span categorizer's key."""
+
+    minimum: float | None = None
+    """The least that the score may be."""
+
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    """How far the score may be below the live release's, on the same evaluation."""
+
+    per_label_minimum: Share | Annotated[dict[str, Share], Field(min_length=1)] | None = None
+    """The least F-score of every label, or of those named."""
+
+    labels: Literal["same", "superset", "any"] = "any"
+    """Compared with the live release's: the same in the same order, at least those, or whatever they are."""
+
+    max_bytes: Size | None = None
+    """The largest that a release may be."""
+
+    min_step: Annotated[int, Field(strict=True, ge=0)] = 0
+    """The training step from which on checkpoints go live; 1: not the first, nearly untrained, one."""
+
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """How many milliseconds a document, at the median, may take longer than with the live release."""
+
+
+class _After(_Table):
+    timeout: Positive = 30.0
+    """How long it may take, all tries included."""
+
+    required: StrictBool = False
+    """Its failure takes the release back."""
+
+
+class RunCommand(_After):
+    """A program that is told of a swap by its environment."""
+
+    command: Command
+    """The program and its arguments; no shell reads them."""
+
+
+class SystemdJob(_After):
+    """A job for systemd."""
+
+    systemd: Text
+    """As systemctl takes it: "reload ner-api.service"."""
+
+
+class SignalTarget(_Table):
+    """A process, and what to send it."""
+
+    pidfile: Path
+    """The file that holds its number."""
+
+    name: str = "HUP"
+    """The signal's name."""
+
+
+class SendSignal(_After):
+    """A signal to a process."""
+
+    signal: SignalTarget
+    """Whom, and which."""
+
+
+class WebhookTarget(_Table):
+    """An address that is told of a swap."""
+
+    url: Text
+    """Where the JSON is posted."""
+
+    secret_file: Path | None = None
+    """The file with the secret that the body is signed with. Empty: it is not signed."""
+
+
+class PostWebhook(_After):
+    """A signed HTTP request."""
+
+    webhook: WebhookTarget
+    """Where to."""
+
+
+_KINDS_OF_AFTER: Final = ("command", "systemd", "signal", "webhook")
+
+
+def _kind_of_after(value: Any) -> str:
+    """The model that a table means: by the key it has, or by the one it nearly has."""
+    if isinstance(value, _After):
+        return next(kind for kind in _KINDS_OF_AFTER if hasattr(value, kind))
+    keys = list(value) if isinstance(value, dict) else []
+    written = [kind for kind in _KINDS_OF_AFTER if kind in keys]
+    near = [
+        kind for kind in _KINDS_OF_AFTER for key in keys if repr(kind) in nearest(str(key), _KINDS_OF_AFTER)
+    ]
+    return [*written, *near, "command"][0]
+
+
+After = Annotated[
+    Annotated[RunCommand, Tag("command")]
+    | Annotated[SystemdJob, Tag("systemd")]
+    | Annotated[SendSignal, Tag("signal")]
+    | Annotated[PostWebhook, Tag("webhook")],
+    Discriminator(_kind_of_after),
+]
+
+
+class Health(_Table):
+    """What must be well after a swap, else the release before comes back: one of command and url."""
+
+    command: Command | None = None
+    """A program that ends with status 0 if all is well."""
+
+    url: Text | None = None
+    """An address that answers with a 2xx status if all is well."""
+
+    within: Positive = 60.0
+    """How long after the swap all must be well."""
+
+    every: Annotated[Duration, AfterValidator(_at_least_a_second)] = 2.0
+    """The time between two checks."""
+
+    timeout: Positive = 5.0
+    """How long one check may take."""
+
+    passes: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
+    """How many checks in a row must find all well."""
+
+
 class Watch(_Table):
     """A rule: which checkpoints go where, when, and on what terms."""
 
@@ -277,6 +463,21 @@ class Watch(_Table):
 
     keep: Keep = Keep()
     """Which releases stay."""
+
+    keep_rejected: Count = 3
+    """How many of the last rejected snapshots stay, to be looked into."""
+
+    verify: Verify = Verify()
+    """How a snapshot is seen to work before it goes live."""
+
+    gate: Gate = Gate()
+    """Conditions that a snapshot must meet to go live."""
+
+    after: tuple[After, ...] = ()
+    """What is told of each swap, in this order."""
+
+    health: Health | None = None
+    """What must be well after a swap."""
 
     @field_validator("name")
     @classmethod
