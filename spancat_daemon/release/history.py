@@ -209,6 +209,11 @@ class History:
         return self._standing.committed
 
     @property
+    def unconcluded(self) -> Record | None:
+        """The last commit, if what was to follow it did not come to its end."""
+        return self._standing.unconcluded
+
+    @property
     def live(self) -> str | None:
         """Id of the release that was made live last."""
         return self._standing.live

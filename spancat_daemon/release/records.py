@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 GENESIS: Final = "0" * 64
 OUTCOMES: Final = frozenset({"commit", "abort", "recovered"})
-KINDS: Final = OUTCOMES | {"intent", "pruned", "pinned", "unpinned"}
+KINDS: Final = OUTCOMES | {"intent", "concluded", "pruned", "pinned", "unpinned"}
 
 _OWN_KEYS: Final = frozenset({"seq", "prev", "time", "kind", "sha256"})
 _SEAL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}')
@@ -46,7 +46,8 @@ class Record:
         seq: its number, from 1, without gaps.
         prev: `sha256` of the record before it.
         time: when it was written, RFC 3339 in UTC with microseconds; clocks jump, `seq` is the order.
-        kind: ``intent``, ``commit``, ``abort``, ``recovered``, ``pruned``, ``pinned`` or ``unpinned``.
+        kind: ``intent``, ``commit``, ``abort``, ``recovered``, ``concluded``, ``pruned``, ``pinned`` or
+            ``unpinned``.
         data: everything else the line says.
         sha256: digest over `prev` and the line.
     """
@@ -184,6 +185,8 @@ class Standing:
         pending: the intent without an outcome, if the last swap was not concluded.
         live: id of the release that was made live last.
         committed: `seq` of the last commit.
+        unconcluded: the last commit, if something was to follow it (who is told, whether all is well) and
+            it was not recorded that it did.
         order: ids of the releases that were live, as one would go back through them: a rollback takes those
             it leaves out, so that the next one goes further back and not forth again.
         released: ids of the releases that were published and not pruned.
@@ -197,6 +200,7 @@ class Standing:
     pending: Record | None = None
     live: str | None = None
     committed: int = 0
+    unconcluded: Record | None = None
     order: list[str] = field(default_factory=list)
     released: set[str] = field(default_factory=set)
     barred: set[str] = field(default_factory=set)
@@ -229,8 +233,13 @@ class Standing:
             self.pending = None
         if record.kind == "commit":
             self.committed = record.seq
+            self.unconcluded = record if data.get("follow_up") else None
             self._made_live(release, data, back=data.get("trigger") == "rollback")
+        elif record.kind == "concluded":
+            if self.unconcluded is not None and data.get("of") == self.unconcluded.seq:
+                self.unconcluded = None
         elif record.kind == "recovered":
+            self.unconcluded = None
             for adopted in data.get("adopted", ()):
                 self.released.add(adopted)
                 self.highest = max(self.highest, parse_release_id(adopted) or 0)

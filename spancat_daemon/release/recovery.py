@@ -29,6 +29,7 @@ from spancat_daemon.release.durability import DURABLE, rename_noreplace
 from spancat_daemon.release.survey import names_in
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from spancat_daemon.release.durability import Durability
@@ -63,6 +64,7 @@ def recover(
     history: History,
     durability: Durability = DURABLE,
     kind: Kind = "symlink",
+    spare: Collection[str] = (),
 ) -> Recovered:
     """Do everything above. The folder is prepared and locked.
 
@@ -71,6 +73,7 @@ def recover(
         history: its history, open for writing.
         durability: how renames are made to stay.
         kind: how ``current`` is made where it is missing.
+        spare: names in staging that somebody of this process still works on.
 
     Raises:
         NotOurs: ``current`` is something else; nothing was changed.
@@ -84,7 +87,7 @@ def recover(
     recovery.settle_unknown()
     recovery.settle_current()
     recovery.record_missing()
-    recovery.empty()
+    recovery.empty(spare)
     survey = folder.survey()
     outcomes = [record for record in recovery.records if record.kind != "pruned"]
     return Recovered(
@@ -233,9 +236,9 @@ class _Recovery:
             self._record("pruned", {"release": release, "reason": reason, "recovered": True})
             self.actions.append(f"recorded that {release} is gone ({reason})")
 
-    def empty(self) -> None:
+    def empty(self, spare: Collection[str]) -> None:
         for directory in (self.folder.staging_path, self.folder.trash_path):
-            if names := trash.empty(directory):
+            if names := trash.empty(directory, spare=spare):
                 self.actions.append(f"emptied {directory.name}: {', '.join(names)}")
 
     def _candidates(self, survey: Survey) -> list[Release]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spancat_daemon.release.removal import remove_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from spancat_daemon.release.durability import Durability
@@ -35,20 +36,20 @@ def original_name(thrown: str) -> str:
     return thrown.rpartition(".")[0]
 
 
-def empty(directory: Path) -> list[str]:
-    """Delete everything in a directory, without following a link out of it.
+def empty(directory: Path, *, spare: Collection[str] = ()) -> list[str]:
+    """Delete everything in a directory but what is to be spared, without following a link out of it.
 
     Only names are removed: a file that is a hard link of another release's stays there. Not made durable:
     what comes back after a power cut is deleted by the next recovery.
 
     Returns:
-        The names that were in it.
+        The names of what it tried to delete.
 
     Raises:
         OSError: something can't be deleted; the first such error, after all was tried.
     """
     failure: OSError | None = None
-    names = sorted(os.listdir(directory))  # noqa: PTH208  # names, not paths
+    names = sorted(set(os.listdir(directory)).difference(spare))  # noqa: PTH208  # names, not paths
     for name in names:
         try:
             remove_tree(directory / name)
