@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
+import stat
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from spancat_daemon.checkpoint.contents import Plan, Planned
+from spancat_daemon.checkpoint.tree import Source, SourceFile, Stamp, shown
 from spancat_daemon.errors import Rejected, SpancatDaemonError
 from spancat_daemon.release.copying import write_all
 from spancat_daemon.release.durability import DURABLE
@@ -29,13 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from spancat_daemon.checkpoint.contents import Plan
-    from spancat_daemon.checkpoint.tree import Source, Tree
+    from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.folder import Release
     from spancat_daemon.release.manifest import Manifest
 
-__all__ = ["Abandoned", "Lacking", "Staged", "discard", "seal", "stage"]
+__all__ = ["Abandoned", "Lacking", "Staged", "discard", "restage", "seal", "stage"]
 
 
 class Lacking(SpancatDaemonError):  # noqa: N818  # a state of the disk that callers branch on
@@ -116,16 +120,78 @@ def stage(
     """
     _check_names(plan)
     _check_space(plan, staging_path, previous, min_free_bytes)
+    return _filled(
+        plan,
+        source,
+        staging_path,
+        previous,
+        durability,
+        abandoned,
+        unmoved=lambda: source.unchanged(tree),
+        min_free_bytes=min_free_bytes,
+    )
+
+
+def restage(
+    release: Release,
+    *,
+    staging_path: Path,
+    durability: Durability = DURABLE,
+    abandoned: Callable[[], bool] = lambda: False,
+) -> Staged:
+    """Make a new staged copy of a release, or of a rejected snapshot, whose files become hard links of its.
+
+    Every file is read and held against its manifest; one that can't be linked, or is writable, is copied.
+    Nothing of the release itself changes, and it may go once this returns.
+
+    Args:
+        release: what to stage again.
+        staging_path: as in `stage`.
+        durability: as in `stage`.
+        abandoned: as in `stage`.
+
+    Raises:
+        Rejected: a file is missing, can't be read, or is not what the manifest says.
+        Moved: a file was replaced meanwhile.
+        Vanished: the release is gone.
+        Abandoned, OSError: as `stage`.
+    """
+    with Source.open(release.path) as source:
+        return _filled(
+            _plan_of(release),
+            source,
+            staging_path,
+            release,
+            durability,
+            abandoned,
+            # The proofs say it all, and linking changes what a second look would compare.
+            unmoved=lambda: None,
+            min_free_bytes=0,
+        )
+
+
+def _filled(
+    plan: Plan,
+    source: Source,
+    staging_path: Path,
+    previous: Release | None,
+    durability: Durability,
+    abandoned: Callable[[], bool],
+    *,
+    unmoved: Callable[[], None],
+    min_free_bytes: int,
+) -> Staged:
+    """Make the copy that is planned; `unmoved` raises if its source is not what it was planned to."""
     path = staging_path / f"{os.getpid()}-{secrets.token_hex(8)}"
     path.mkdir(UNDER_CONSTRUCTION)
     try:
         with Placing(path, source, previous, durability, abandoned) as placing:
             try:
                 placing.fill(plan)
-                source.unchanged(tree)
+                unmoved()
                 placing.conclude()
             except Rejected:
-                source.unchanged(tree)  # half a file is no fault of a trainer that is just writing it
+                unmoved()  # half a file is no fault of a trainer that is just writing it
                 raise
             model = placing.files[plan.model_file]
             placing.files[MODEL_NAME] = model
@@ -189,6 +255,64 @@ def discard(staged: Staged) -> None:
         OSError: something of it can't be removed.
     """
     remove_tree(staged.path)
+
+
+def _plan_of(release: Release) -> Plan:
+    """Plan all of a release but what every release gets anew: its manifest, and the name ``model.bin``."""
+    manifest = release.manifest
+    model_file = f"{manifest.component}/model"
+    if model_file not in manifest.files or manifest.files[model_file] != manifest.files.get(MODEL_NAME):
+        raise Rejected(f"has no {model_file} that is its {MODEL_NAME}", where=str(release.path))
+    planned = [
+        Planned(
+            path=path,
+            source=_present(release, path),
+            data=None,
+            proof=partial(_DigestProof, digest.sha256),
+        )
+        for path, digest in manifest.files.items()
+        if path != MODEL_NAME
+    ]
+    return Plan(
+        files=tuple(sorted(planned, key=lambda file: file.path)),
+        component=manifest.component,
+        factory=manifest.factory,
+        labels=manifest.labels,
+        spans_key=manifest.spans_key,
+        threshold=manifest.threshold,
+        lang=manifest.lang,
+        pipeline=manifest.pipeline,
+        spacy_version=manifest.spacy_version,
+        metrics=manifest.metrics,
+        metrics_may_be_stale=manifest.metrics_may_be_stale,
+        model_file=model_file,
+    )
+
+
+def _present(release: Release, path: str) -> SourceFile:
+    where = f"{release.path}/{shown(path)}"
+    try:
+        status = (release.path / path).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Rejected("is missing", where=where) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise Rejected("is not a file any more", where=where)
+    return SourceFile(path, Stamp.of(status))
+
+
+class _DigestProof:
+    """The bytes are those that a manifest promises."""
+
+    def __init__(self, sha256: str) -> None:
+        self._promised = sha256
+        self._digest = hashlib.sha256()
+
+    def feed(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+
+    def finish(self) -> None:
+        if self._digest.hexdigest() != self._promised:
+            raise Rejected("is not what the manifest says any more")
 
 
 def _check_names(plan: Plan) -> None:
