@@ -1,0 +1,133 @@
+"""What a release scores on gold documents: the figures of ``spacy evaluate``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from .loading import Unfit, Unusable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Gold:
+    """The gold documents of a ``.spacy`` file, read once and given to as many pipelines as ask.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Read it; raises Unusable if that is impossible."""
+        from spacy.tokens import DocBin  # noqa: PLC0415  # after the limits of the process are set
+
+        self.path = path
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123  # as spaCy gets it, whatever its name is
+                self._documents = DocBin().from_bytes(file.read())
+        except MemoryError:
+            raise
+        except OSError as error:
+            raise Unusable(f"can't read the gold documents {path}: {error.strerror or error}") from error
+        except Exception as error:
+            raise Unusable(
+                f"{path} is not a .spacy file of this spaCy: {type(error).__name__}: {error}"
+            ) from error
+
+    def documents(self, nlp: Any) -> list[Any]:
+        """Return them with a pipeline's vocabulary, those without tokens left out as spaCy does."""
+        try:
+            found = [doc for doc in self._documents.get_docs(nlp.vocab) if len(doc)]
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise Unusable(f"{self.path} is damaged: {type(error).__name__}: {error}") from error
+        if not found:
+            raise Unusable(f"{self.path} holds no documents")
+        return found
+
+
+def evaluate(nlp: Any, pipe: Any, gold: Gold | str) -> dict[str, Any]:
+    """Return how many gold documents there are, and a span categorizer's scores on them.
+
+    They are what ``spacy evaluate`` gives for this component: the whole pipeline predicts, on the gold
+    documents' texts, and the component's own scorer compares.
+
+    Args:
+        nlp: the pipeline.
+        pipe: the component.
+        gold: the documents, or the file they are in.
+
+    Raises:
+        Unusable: the file can't be read, or has no spans under the component's key.
+        Unfit: predicting or scoring fails.
+    """
+    gold = Gold(gold) if isinstance(gold, str) else gold
+    documents = gold.documents(nlp)
+    _check_annotated(documents, pipe.key, gold.path)
+    try:
+        examples = _predicted(nlp, documents)
+        scores = _scores(pipe, examples)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Unfit(
+            f"it loads, but can't be evaluated on {os.path.basename(gold.path)}:"  # noqa: PTH119
+            f" {type(error).__name__}: {error}"
+        ) from error
+    return {"documents": len(documents), "scores": scores}
+
+
+def _check_annotated(documents: Sequence[Any], key: str, path: str) -> None:
+    if any(len(doc.spans.get(key, ())) for doc in documents):
+        return
+    others = sorted({str(other) for doc in documents for other in doc.spans if len(doc.spans[other])})
+    there = f"only under {', '.join(map(repr, others))}" if others else "nor under any other"
+    raise Unusable(f"{path} holds no spans under the key {key!r} that the component writes, {there}")
+
+
+def _predicted(nlp: Any, documents: Sequence[Any]) -> list[Any]:
+    from spacy.tokens import Doc  # noqa: PLC0415  # as above
+    from spacy.training import Example  # noqa: PLC0415
+
+    # As spacy.training.Corpus does, which `spacy evaluate` reads with.
+    blank = [
+        Doc(nlp.vocab, words=[token.text for token in doc], spaces=[bool(token.whitespace_) for token in doc])
+        if doc.has_unknown_spaces
+        else nlp.make_doc(doc.text)
+        for doc in documents
+    ]
+    predicted = zip(nlp.pipe(blank), documents)  # noqa: B905  # Python 3.8
+    return [Example(found, doc) for found, doc in predicted]
+
+
+def _scores(pipe: Any, examples: Sequence[Any]) -> dict[str, Any]:
+    """Return the component's figures: those of its scorer; of spaCy's, where it has none or another."""
+    found = pipe.score(examples) or {}
+    if f"spans_{pipe.key}_f" not in found:
+        from spacy.scorer import Scorer  # noqa: PLC0415  # as above
+
+        prefix = "spans_"
+        found = {
+            **found,
+            **Scorer.score_spans(
+                examples,
+                attr=f"{prefix}{pipe.key}",
+                allow_overlap=True,
+                getter=lambda doc, attr: doc.spans.get(attr[len(prefix) :], []),
+                has_annotation=lambda doc: pipe.key in doc.spans,
+            ),
+        }
+    figures = {str(name): _plain(value) for name, value in found.items()}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Return a figure as JSON has it: a number, or a table of such; None for all else."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
