@@ -1,8 +1,7 @@
 """Whether a pipeline loads, is what its manifest says, and predicts.
 
 Like all of this package it runs in the interpreter that will serve the release: standard library and
-spaCy 3.2.2 or later, on Python 3.8 or later. spaCy and numpy are imported where they are first needed, so
-that importing this never fails.
+spaCy 3.2.2 or later, on Python 3.8 or later.
 """
 
 from __future__ import annotations
@@ -11,6 +10,9 @@ import hashlib
 import itertools
 import math
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spacy.util import registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -135,8 +137,6 @@ def _annotate(nlp: Any, pipe: Any, name: str, docs: list[Any]) -> list[Any]:
         pipe.set_annotations(docs, (indices, scores))
     # else: no pipe writes them, but the application that calls the pipeline can.
     if suggested < _ENOUGH_SPANS:
-        from spacy.util import registry  # noqa: PLC0415  # see above
-
         suggest = registry.misc.get("spacy.ngram_suggester.v1")(sizes=[1, 2])
         _check_scores(pipe, name, pipe.model.predict((docs, suggest(docs, ops=pipe.model.ops))))
     return docs
@@ -149,8 +149,6 @@ def _preset_spans(nlp: Any, name: str) -> str | None:
 
 
 def _check_scores(pipe: Any, name: str, scores: Any) -> None:
-    import numpy as np  # noqa: PLC0415  # see above
-
     rows = pipe.model.ops.to_numpy(scores)
     if not np.isfinite(rows).all():
         raise Unfit(f"it loads, but {name!r} gives scores that are not finite (NaN or infinite)")
@@ -167,8 +165,6 @@ def _check_scores(pipe: Any, name: str, scores: Any) -> None:
 
 
 def _check_weights(name: str, pipe: Any) -> None:
-    import numpy as np  # noqa: PLC0415  # see above
-
     for node in _nodes(pipe):
         for parameter in node.param_names:
             if node.has_param(parameter):

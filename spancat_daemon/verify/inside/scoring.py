@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from spacy.scorer import Scorer
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+
 from .loading import Unfit, Unusable
 
 if TYPE_CHECKING:
@@ -20,8 +24,6 @@ class Gold:
 
     def __init__(self, path: str) -> None:
         """Read it; raises Unusable if that is impossible."""
-        from spacy.tokens import DocBin  # noqa: PLC0415  # after the limits of the process are set
-
         self.path = path
         try:
             with open(path, "rb") as file:  # noqa: PTH123  # as spaCy gets it, whatever its name is
@@ -88,9 +90,6 @@ def _check_annotated(documents: Sequence[Any], key: str, path: str) -> None:
 
 
 def _predicted(nlp: Any, documents: Sequence[Any]) -> list[Any]:
-    from spacy.tokens import Doc  # noqa: PLC0415  # as above
-    from spacy.training import Example  # noqa: PLC0415
-
     # As spacy.training.Corpus does, which `spacy evaluate` reads with.
     blank = [
         Doc(nlp.vocab, words=[token.text for token in doc], spaces=[bool(token.whitespace_) for token in doc])
@@ -106,8 +105,6 @@ def _scores(pipe: Any, examples: Sequence[Any]) -> dict[str, Any]:
     """Return the component's figures: those of its scorer; of spaCy's, where it has none or another."""
     found = pipe.score(examples) or {}
     if f"spans_{pipe.key}_f" not in found:
-        from spacy.scorer import Scorer  # noqa: PLC0415  # as above
-
         prefix = "spans_"
         found = {
             **found,
