@@ -8,8 +8,9 @@ from functools import cached_property
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, Final
 
-from spancat_daemon.config import patterns, units
-from spancat_daemon.config.diagnosis import rule_name
+from spancat_daemon.config import contradictions, patterns
+from spancat_daemon.config.problems import Finding
+from spancat_daemon.config.tables import rule_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -19,21 +20,6 @@ if TYPE_CHECKING:
 
 _LONGEST_SOCKET: Final = 107
 """Bytes of a unix socket's path: sizeof(sun_path) on Linux less the final NUL, unix(7)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """An impossible combination.
-
-    Attributes:
-        path: the key it is shown at.
-        message: one line: what is wrong and what to do.
-        at_key: shown at the key itself, not at its value.
-    """
-
-    path: Path
-    message: str
-    at_key: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,35 +73,21 @@ def combinations_of(
                 first = place_of(("watch", names[name], "name"))
                 yield Finding((*at, "name"), f"another rule, at line {first.line}, has the name {name!r} too")
             names.setdefault(name, index)
-        yield from _modes(at, good, bad)
+        yield from contradictions.of_rule(at, good, bad)
         source, deploy = good.get("source"), good.get("deploy")
         if isinstance(source, str) and isinstance(deploy, str):
-            findings = list(_placeholders(at, source, deploy, str(written["watch"][index]["deploy"])))
+            as_written = written["watch"][index]
+            findings = list(_placeholders(at, source, deploy, str(as_written["deploy"])))
             yield from findings
+            yield from _filled_in(at, source, as_written, table)
             if not findings:
                 rules.append(_Rule(index, label, source, deploy))
+    daemon = document.get("daemon")
+    if isinstance(daemon, dict):
+        good = {key: value for key, value in daemon.items() if ("daemon", key) not in bad}
+        yield from contradictions.of_daemon(good)
     yield from _overlaps(rules, place_of)
     yield from _own_files(document, rules, bad)
-
-
-def _modes(at: Path, table: Mapping[str, Any], bad: AbstractSet[Path]) -> Iterator[Finding]:
-    if "settle" in table and table.get("writer") != "any" and (*at, "writer") not in bad:
-        yield Finding(
-            (*at, "settle"),
-            'settle goes with writer = "any"; what spaCy writes is proven whole and needs no quiet time',
-            at_key=True,
-        )
-    poll = table.get("poll")
-    if table.get("on_change") is False and isinstance(poll, str) and units.seconds(poll) > 0:
-        yield Finding(
-            (*at, "poll"),
-            "poll looks for changes, but on_change = false says not to look; remove one",
-            at_key=True,
-        )
-    keep = table.get("keep")
-    best = keep.get("best") if isinstance(keep, dict) else None
-    if isinstance(keep, dict) and type(best) is int and best > 0 and keep.get("metric") == "":
-        yield Finding((*at, "keep", "metric"), "best needs a metric to go by, such as 'spans_sc_f'")
 
 
 def _placeholders(at: Path, source: str, deploy: str, written: str) -> Iterator[Finding]:
@@ -144,6 +116,51 @@ def _placeholders(at: Path, source: str, deploy: str, written: str) -> Iterator[
         )
     if names and len(patterns.PLACEHOLDER.findall(deploy)) != len(used):
         yield Finding(path, "this file lies in a folder whose name looks like a placeholder; rename it")
+
+
+_FILLED_IN: Final = (("verify", "probes"), ("verify", "gold"), ("signal", "pidfile"))
+_NOT_FILLED_IN: Final = (("verify", "python"), ("webhook", "secret_file"))
+
+
+def _filled_in(
+    at: Path, source: str, written: Mapping[str, Any], table: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """Placeholders in the paths of a rule's tables, where they may stand but need not."""
+    names = patterns.wildcards(source)
+    for path, value in _paths(written):
+        used = patterns.PLACEHOLDER.findall(value)
+        if path[-2:] in _NOT_FILLED_IN:
+            if used and names:
+                yield Finding(
+                    (*at, *path),
+                    f"{{{used[0]}}} is not filled in here: {path[-1]} must not depend on what source matched",
+                )
+            continue
+        for number in sorted({*map(int, used)}):
+            if not 1 <= number <= len(names):
+                there_are = f"only {len(names)}" if names else "none"
+                yield Finding(
+                    (*at, *path),
+                    f"{{{number}}} stands for a wildcard that source does not have: it has {there_are}",
+                )
+        resolved = dict(_paths(table)).get(path, value)
+        if names and used and len(patterns.PLACEHOLDER.findall(resolved)) != len(used):
+            yield Finding(
+                (*at, *path), "this file lies in a folder whose name looks like a placeholder; rename it"
+            )
+
+
+def _paths(rule: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The paths in a rule's tables that could depend on a match, with where they stand in the rule."""
+    after = rule.get("after")
+    holders: list[tuple[Path, Any]] = [((), rule)]
+    holders += [(("after", index), one) for index, one in enumerate(after if isinstance(after, list) else ())]
+    for table, key in (*_FILLED_IN, *_NOT_FILLED_IN):
+        for path, holder in holders:
+            inner = holder.get(table) if isinstance(holder, dict) else None
+            value = inner.get(key) if isinstance(inner, dict) else None
+            if isinstance(value, str):
+                yield (*path, table, key), value
 
 
 def _overlaps(rules: list[_Rule], place_of: Callable[[Path], Place]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from spancat_daemon.config import patterns
+from spancat_daemon.config.aftermath import SendSignal
 from spancat_daemon.config.problems import nearest
 from spancat_daemon.errors import UsageError
 
@@ -25,7 +26,7 @@ class Target:
 
     Attributes:
         rule: ``"products"``, or ``"products/<match1>[/<match2>]"`` for a match.
-        watch: the rule it comes from.
+        watch: the rule it comes from, the placeholders in its paths filled in.
         source: the checkpoint directory, absolute.
         deploy: the deployment folder, absolute.
     """
@@ -106,10 +107,29 @@ def glob_root(pattern: str) -> Path:
 def _target(watch: Watch, names: tuple[str, ...]) -> Target:
     return Target(
         rule="/".join((watch.name, *names)),
-        watch=watch,
+        watch=_filled(watch, names),
         source=Path(patterns.fill_source(watch.source, names)),
         deploy=Path(patterns.fill_deploy(watch.deploy, names)),
     )
+
+
+def _filled(watch: Watch, names: tuple[str, ...]) -> Watch:
+    """The rule with what its wildcards matched in the paths of its tables; itself if that changes nothing."""
+
+    def fill(path: Path | None) -> Path | None:
+        return path and Path(patterns.fill_deploy(str(path), names))
+
+    verify = {key: fill(getattr(watch.verify, key)) for key in ("probes", "gold")}
+    after = tuple(
+        step.model_copy(
+            update={"signal": step.signal.model_copy(update={"pidfile": fill(step.signal.pidfile)})}
+        )
+        if isinstance(step, SendSignal)
+        else step
+        for step in watch.after
+    )
+    filled = watch.model_copy(update={"verify": watch.verify.model_copy(update=verify), "after": after})
+    return watch if filled == watch else filled
 
 
 def _matches(pattern: str, unreadable: Callable[[Path, OSError], None] | None) -> Iterator[tuple[str, ...]]:

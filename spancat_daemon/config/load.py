@@ -8,19 +8,26 @@ import os
 import re
 import stat
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
-from spancat_daemon.config import checks, diagnosis, patterns, places
+from spancat_daemon.config import checks, diagnosis, places, resolution, tables
+from spancat_daemon.config.aftermath import NOT_ALONE
 from spancat_daemon.config.interpolation import BadVariable, interpolate
-from spancat_daemon.config.model import Configuration, DaemonSettings
+from spancat_daemon.config.model import Configuration
 from spancat_daemon.config.problems import ConfigurationError, Problem
 from spancat_daemon.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic_core import ErrorDetails
+
+    from spancat_daemon.config.places import Path as KeyPath
+    from spancat_daemon.config.places import Places
 
 ENVIRONMENT_VARIABLE: Final = "SPANCAT_DAEMON_CONFIG"
 SEARCHED: Final = (Path("daemon.toml"), Path("/etc/spancat-daemon/daemon.toml"))
@@ -30,7 +37,6 @@ LONGEST_LINE: Final = 16_384
 """Characters; tomllib needs time that grows with the square of a dotted key's length."""
 
 _EXAMPLE: Final = 'add [[watch]] with name = "…", source = "…/model-best" and deploy = "…"'
-_CONTROL_SOCKET: Final = "control.sock"
 
 
 def find(path: Path | None, environ: Mapping[str, str]) -> Path:
@@ -52,7 +58,9 @@ def find(path: Path | None, environ: Mapping[str, str]) -> Path:
     )
 
 
-def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Configuration:
+def load(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ, *, references: bool = False
+) -> Configuration:
     """Reads, fills in and checks a daemon.toml.
 
     Relative paths are taken from the folder of the file; ``$STATE_DIRECTORY`` and ``$RUNTIME_DIRECTORY``,
@@ -61,13 +69,52 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     Args:
         path: the file; None to look for it, see ``find``.
         environ: the environment to fill in.
+        references: also look into the files that it names: what takes snapshots can't do without them, what
+            only lists releases or rolls back can.
 
     Raises:
         ConfigurationError: what it says can't be carried out; its text shows every problem.
         UsageError: there is no such file, or it can't be read.
     """
+    located = load_located(path, environ)
+    if references:
+        from spancat_daemon.config.references import problems  # noqa: PLC0415  # brings what reads probes
+
+        found = problems(located)
+        if found:
+            raise ConfigurationError(found)
+    return located.configuration
+
+
+def load_located(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Located:
+    """The same, with the places of its keys, and without looking into the files it names.
+
+    Raises:
+        ConfigurationError: as ``load``.
+        UsageError: as ``load``.
+    """
     path = find(path, environ)
-    return parse(read(path), path, environ)
+    return _Reading(read(path), path, environ).located()
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A configuration, and where its file says what.
+
+    Attributes:
+        configuration: the configuration.
+        file: the file as the user named it.
+        places: of its keys and values.
+    """
+
+    configuration: Configuration
+    file: str
+    places: Places
+
+    def problem(self, path: KeyPath, message: str, *, at_key: bool = False) -> Problem:
+        """Something that is wrong with the value, or the key, at a path."""
+        place = self.places.key(path) if at_key else self.places.value(path)
+        return Problem(place.line, place.column, message, self.places.line(place.line), self.file)
 
 
 def control_socket(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -137,7 +184,7 @@ def parse(text: str, path: Path, environ: Mapping[str, str]) -> Configuration:
     Raises:
         ConfigurationError: with all of its problems.
     """
-    return _Reading(text, path, environ).configuration()
+    return _Reading(text, path, environ).located().configuration
 
 
 class _Reading:
@@ -151,14 +198,14 @@ class _Reading:
         self.problems: list[Problem] = []
         self.bad: set[places.Path] = set()
 
-    def configuration(self) -> Configuration:
+    def located(self) -> Located:
         written = self.filled(self.syntax(), ())
         document = copy.deepcopy(written)
         self.resolve_paths(document)
         configuration = self.validated(document, written)
         if self.problems or configuration is None:
             raise ConfigurationError(self.problems)
-        return configuration
+        return Located(configuration, self.file, self.places)
 
     def add(self, place: places.Place, message: str) -> None:
         text = self.places.line(place.line)
@@ -207,52 +254,9 @@ class _Reading:
             return value
 
     def resolve_paths(self, document: dict[str, Any]) -> None:
-        daemon = document.setdefault("daemon", {})
-        if isinstance(daemon, dict):
-            daemon.setdefault("state_dir", str(DaemonSettings.model_fields["state_dir"].default))
-            self.resolve(daemon, ("daemon", "state_dir"))
-            state = _first(self.environ.get("STATE_DIRECTORY"))
-            if state:
-                daemon["state_dir"] = state
-            if daemon.get("control_socket", "") == "":
-                folder = _first(self.environ.get("RUNTIME_DIRECTORY")) or daemon["state_dir"]
-                if isinstance(folder, str):
-                    daemon["control_socket"] = os.path.join(folder, _CONTROL_SOCKET)  # noqa: PTH118  # stays text
-            else:
-                self.resolve(daemon, ("daemon", "control_socket"))
-        log = document.get("log")
-        if isinstance(log, dict) and "file" in log:
-            if log["file"] == "":
-                del log["file"]
-            else:
-                self.resolve(log, ("log", "file"))
-        watch = document.get("watch")
-        for index, table in enumerate(watch if isinstance(watch, list) else ()):
-            if isinstance(table, dict):
-                self.resolve(table, ("watch", index, "source"), pattern=True)
-                self.resolve(table, ("watch", index, "deploy"))
-
-    def resolve(self, table: dict[str, Any], path: places.Path, *, pattern: bool = False) -> None:
-        """Makes a path of a table absolute; values of other types are left for the model to refuse."""
-        key = str(path[-1])
-        value = table.get(key)
-        if not isinstance(value, str) or path in self.bad:
-            return
-        reason = ""
-        if not value and key == "state_dir":
-            reason = "state_dir must not be empty"
-        elif "\0" in value:
-            reason = f"{key} must not hold a NUL character"
-        elif value == "~" or value.startswith("~/"):
-            reason = f"{key}: '~' is not filled in; write ${{HOME}} instead"
-        if reason:
-            self.bad.add(path)
-            self.add(self.places.value(path), reason)
-        elif value:
-            try:
-                table[key] = _absolute(value, self.path.parent, pattern=pattern)
-            except ValueError:  # a pattern that the model refuses, with the reason
-                return
+        for finding in resolution.resolve(document, self.path.parent, self.environ, self.bad):
+            self.bad.add(finding.path)
+            self.add(self.places.value(finding.path), finding.message)
 
     def validated(self, document: dict[str, Any], written: Mapping[str, Any]) -> Configuration | None:
         configuration = None
@@ -263,7 +267,7 @@ class _Reading:
             )
         except ValidationError as error:
             for detail in error.errors(include_url=False):
-                path = diagnosis.path_of(detail)
+                path = tables.path_of(detail)
                 # a value without its variable is no value; a key that does not exist is wrong all the same
                 if path in self.bad and detail["type"] != "extra_forbidden":
                     continue
@@ -271,12 +275,12 @@ class _Reading:
                 if path == ("watch",) and detail["type"] == "missing":
                     continue
                 if not diagnosis.is_misspelt(detail, document):
-                    at = self.places.key if detail["type"] == "extra_forbidden" else self.places.value
+                    at = self.places.key if _is_of_key(detail) else self.places.value
                     self.add(at(path), diagnosis.message(detail, document))
         if unknown:
             self.add(self.places.key(("path",)), diagnosis.unknown(("path",), document))
         if "watch" not in written or written["watch"] == []:
-            known = [key for key in written if key not in diagnosis.keys_of(())]
+            known = [key for key in written if key not in tables.keys_of(())]
             if not any("'watch'" in diagnosis.unknown((key,), document) for key in known):
                 self.add(
                     places.Place(self.places.last_line, 1),
@@ -288,27 +292,9 @@ class _Reading:
         return configuration
 
 
-def _absolute(value: str, base: Path, *, pattern: bool) -> str:
-    """An absolute path without ``.``, doubled slashes and, where it has no wildcards, ``..``.
-
-    ``..`` goes where the kernel would go, which is elsewhere than the text says where it follows a link.
-    """
-    folder = patterns.escape(str(base)) if pattern else str(base)
-    whole = value if value.startswith("/") else f"{folder}/{value}"
-    components = [component for component in patterns.split(whole) if component != "."]
-    if ".." in components:
-        head = len(components) - components[::-1].index("..")
-        names = [patterns.literal(name) if pattern else name for name in components[:head]]
-        if None in names:
-            raise ValueError("'..' behind a wildcard")
-        real = os.path.realpath("/" + "/".join(name or "" for name in names))
-        components[:head] = patterns.split(patterns.escape(real) if pattern else real)
-    return "/" + "/".join(components)
-
-
-def _first(folders: str | None) -> str:
-    """The first of several folders, which systemd separates by colons."""
-    return folders.split(":")[0] if folders else ""
+def _is_of_key(error: ErrorDetails) -> bool:
+    """Whether it is a key that is wrong, and not its value."""
+    return error["type"] == "extra_forbidden" or (error["type"] == NOT_ALONE and bool(error["ctx"]["key"]))
 
 
 def _syntax_error(text: str, known: places.Places) -> tuple[places.Place, str]:

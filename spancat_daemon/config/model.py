@@ -8,75 +8,55 @@ does not hide what is wrong elsewhere. ``load.load`` does both.
 from __future__ import annotations
 
 import re
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StrictBool,
-    Tag,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-)
+from pydantic import AfterValidator, Discriminator, Field, StrictBool, Tag, field_validator
 
 from spancat_daemon.config import cron as cron_expressions
-from spancat_daemon.config import patterns, units
+from spancat_daemon.config import patterns
+from spancat_daemon.config.aftermath import (
+    After,
+    Health,
+    PostWebhook,
+    RunCommand,
+    SendSignal,
+    SignalTarget,
+    SystemdJob,
+    WebhookTarget,
+)
 from spancat_daemon.config.problems import nearest
+from spancat_daemon.config.terms import Gate, Verify
+from spancat_daemon.config.values import Count, Duration, Seconds, Size, Table, Text
+
+__all__ = [
+    "After",
+    "Configuration",
+    "CronSchedule",
+    "DaemonSettings",
+    "Gate",
+    "Health",
+    "IntervalSchedule",
+    "Keep",
+    "LogSettings",
+    "PostWebhook",
+    "RunCommand",
+    "Schedule",
+    "SendSignal",
+    "SignalTarget",
+    "SystemdJob",
+    "Verify",
+    "Watch",
+    "WebhookTarget",
+]
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 LONGEST_NAME: Final = 100
 
 
-def _is_file(info: ValidationInfo) -> bool:
-    """Whether a daemon.toml is validated, where durations are text, and not values made by a program."""
-    return bool(info.context and info.context.get("file"))
-
-
-def _to_seconds(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, str):
-        return units.seconds(value)
-    if _is_file(info):
-        example = f'"{value}s"' if type(value) in (int, float) and _is_possible(value) else '"5m"'
-        raise ValueError(f"must be a duration in quotes, such as {example}")
-    return value
-
-
-def _is_possible(value: object) -> bool:
-    """Whether a number without its unit could be meant: it is not negative, and finite."""
-    return isinstance(value, int | float) and 0 <= value < inf
-
-
-def _to_bytes(value: object, info: ValidationInfo) -> object:
-    if isinstance(value, str):
-        return units.size_bytes(value)
-    if _is_file(info):
-        example = f'"{value}B"' if type(value) is int and _is_possible(value) else '"1GiB"'
-        raise ValueError(f"must be a size in quotes, such as {example}")
-    return value
-
-
-def _at_least_a_second(value: float) -> float:
-    if value < 1:
-        raise ValueError('must be at least "1s"')
-    return value
-
-
 def _some_time(value: float) -> float:
     if value <= 0:
         raise ValueError("must be more than nothing: quiet time is all that proves a foreign copy whole")
-    return value
-
-
-def _more_than_nothing(value: float) -> float:
-    if value <= 0:
-        raise ValueError("must be more than nothing")
     return value
 
 
@@ -86,37 +66,13 @@ def _no_busy_poll(value: float) -> float:
     return value
 
 
-def _is_something(value: str) -> str:
-    if not value:
-        raise ValueError("must not be empty")
-    if any(ord(character) < 32 or ord(character) == 127 for character in value):
-        raise ValueError("must not hold control characters")
+def _no_busy_scrub(value: float) -> float:
+    if 0 < value < 1:
+        raise ValueError('must be "0s" or at least "1s"')
     return value
 
 
-Duration = Annotated[
-    float,
-    BeforeValidator(_to_seconds),
-    WithJsonSchema({"type": "string", "pattern": units.DURATION_PATTERN}),
-]
-"""Seconds; in the file text such as ``"5m"``."""
-
-Size = Annotated[
-    int,
-    BeforeValidator(_to_bytes),
-    WithJsonSchema({"type": "string", "pattern": units.SIZE_PATTERN}),
-]
-"""Bytes; in the file text such as ``"4GiB"``."""
-
-Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
-Text = Annotated[str, AfterValidator(_is_something)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class DaemonSettings(_Table):
+class DaemonSettings(Table):
     """The daemon itself."""
 
     state_dir: Path = Path("var")
@@ -128,13 +84,13 @@ class DaemonSettings(_Table):
     workers: Annotated[int, Field(strict=True, ge=1, le=64)] = 2
     """Snapshots under way at once."""
 
-    reconcile_every: Annotated[Duration, AfterValidator(_at_least_a_second)] = 300.0
+    reconcile_every: Seconds = 300.0
     """How often everything is scanned, whatever events said."""
 
     min_free: Size = 1 << 30
     """Free space that must be left after a snapshot; with less, publishing pauses."""
 
-    scrub_every: Duration = 604800.0
+    scrub_every: Annotated[Duration, AfterValidator(_no_busy_scrub)] = 604800.0
     """How often stored releases are read and compared with their digests. "0s": never."""
 
     scrub_rate: Size = 32 << 20
@@ -144,7 +100,7 @@ class DaemonSettings(_Table):
     """Replace a live release that was found corrupted by the last good one."""
 
 
-class LogSettings(_Table):
+class LogSettings(Table):
     """Where events go and how they look."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -157,7 +113,7 @@ class LogSettings(_Table):
     """A file that JSON lines are appended to as well; reopened on SIGHUP. Empty: none."""
 
 
-class CronSchedule(_Table):
+class CronSchedule(Table):
     """Work at times of the calendar."""
 
     cron: Annotated[str, Field(examples=["0 3 * * *"])]
@@ -190,10 +146,10 @@ class CronSchedule(_Table):
         return value
 
 
-class IntervalSchedule(_Table):
+class IntervalSchedule(Table):
     """Work at even distances."""
 
-    every: Annotated[Duration, AfterValidator(_at_least_a_second)]
+    every: Seconds
     """The time between two runs."""
 
     force: StrictBool = False
@@ -220,7 +176,7 @@ Schedule = Annotated[
 ]
 
 
-class Keep(_Table):
+class Keep(Table):
     """Retention: a release stays if any line wants it. The live one and the one before it always stay.
 
     Each line that is not written keeps its default, so daily = 7 alone also keeps the last 5. A table
@@ -254,178 +210,7 @@ class Keep(_Table):
         return not (self.last or self.within or self.hourly or self.daily or self.weekly or self.best)
 
 
-Positive = Annotated[Duration, AfterValidator(_more_than_nothing)]
-"""A duration that is more than nothing."""
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Command = Annotated[tuple[Text, ...], Field(min_length=1)]
-
-
-class Verify(_Table):
-    """How a snapshot is seen to work before it goes live."""
-
-    level: Literal["none", "structure", "load", "probes"] = "load"
-    """What is seen: nothing but that the checkpoint is settled; that its parts agree; that spaCy loads it and
-    it predicts; that it predicts what probes, or gold documents, say. probes or gold imply "probes"."""
-
-    python: Path | None = None
-    """The interpreter that will serve the model, with its spaCy 3.2.2 or later. Empty: the daemon's own."""
-
-    timeout: Positive = 120.0
-    """How long one verification may take."""
-
-    memory: Size = 4 << 30
-    """The address space that the verifying process may have."""
-
-    idle: Duration = 60.0
-    """How long the verifying process stays, unused, with spaCy imported."""
-
-    probes: Path | None = None
-    """A JSONL file of texts with spans they must, or must not, give. Empty: none."""
-
-    min_pass: Annotated[Share, Field(gt=0)] = 1.0
-    """The share of probes that must pass."""
-
-    gold: Path | None = None
-    """A .spacy file of annotated documents to evaluate on. Empty: none."""
-
-    @property
-    def effective_level(self) -> Literal["none", "structure", "load", "probes"]:
-        """The level, with what probes and gold imply."""
-        return "probes" if self.probes or self.gold else self.level
-
-
-class Gate(_Table):
-    """Conditions that a snapshot must meet to go live; what is not written is no condition."""
-
-    metric: str = ""
-    """The score that minimum and max_drop go by. Empty: spans_<key>_f of the span categorizer's key."""
-
-    minimum: float | None = None
-    """The least that the score may be."""
-
-    max_drop: Annotated[float, Field(ge=0)] | None = None
-    """How far the score may be below the live release's, on the same evaluation."""
-
-    per_label_minimum: Share | Annotated[dict[str, Share], Field(min_length=1)] | None = None
-    """The least F-score of every label, or of those named."""
-
-    labels: Literal["same", "superset", "any"] = "any"
-    """Compared with the live release's: the same in the same order, at least those, or whatever they are."""
-
-    max_bytes: Size | None = None
-    """The largest that a release may be."""
-
-    min_step: Annotated[int, Field(strict=True, ge=0)] = 0
-    """The training step from which on checkpoints go live; 1: not the first, nearly untrained, one."""
-
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
-    """How many milliseconds a document, at the median, may take longer than with the live release."""
-
-
-class _After(_Table):
-    timeout: Positive = 30.0
-    """How long it may take, all tries included."""
-
-    required: StrictBool = False
-    """Its failure takes the release back."""
-
-
-class RunCommand(_After):
-    """A program that is told of a swap by its environment."""
-
-    command: Command
-    """The program and its arguments; no shell reads them."""
-
-
-class SystemdJob(_After):
-    """A job for systemd."""
-
-    systemd: Text
-    """As systemctl takes it: "reload ner-api.service"."""
-
-
-class SignalTarget(_Table):
-    """A process, and what to send it."""
-
-    pidfile: Path
-    """The file that holds its number."""
-
-    name: str = "HUP"
-    """The signal's name."""
-
-
-class SendSignal(_After):
-    """A signal to a process."""
-
-    signal: SignalTarget
-    """Whom, and which."""
-
-
-class WebhookTarget(_Table):
-    """An address that is told of a swap."""
-
-    url: Text
-    """Where the JSON is posted."""
-
-    secret_file: Path | None = None
-    """The file with the secret that the body is signed with. Empty: it is not signed."""
-
-
-class PostWebhook(_After):
-    """A signed HTTP request."""
-
-    webhook: WebhookTarget
-    """Where to."""
-
-
-_KINDS_OF_AFTER: Final = ("command", "systemd", "signal", "webhook")
-
-
-def _kind_of_after(value: Any) -> str:
-    """The model that a table means: by the key it has, or by the one it nearly has."""
-    if isinstance(value, _After):
-        return next(kind for kind in _KINDS_OF_AFTER if hasattr(value, kind))
-    keys = list(value) if isinstance(value, dict) else []
-    written = [kind for kind in _KINDS_OF_AFTER if kind in keys]
-    near = [
-        kind for kind in _KINDS_OF_AFTER for key in keys if repr(kind) in nearest(str(key), _KINDS_OF_AFTER)
-    ]
-    return [*written, *near, "command"][0]
-
-
-After = Annotated[
-    Annotated[RunCommand, Tag("command")]
-    | Annotated[SystemdJob, Tag("systemd")]
-    | Annotated[SendSignal, Tag("signal")]
-    | Annotated[PostWebhook, Tag("webhook")],
-    Discriminator(_kind_of_after),
-]
-
-
-class Health(_Table):
-    """What must be well after a swap, else the release before comes back: one of command and url."""
-
-    command: Command | None = None
-    """A program that ends with status 0 if all is well."""
-
-    url: Text | None = None
-    """An address that answers with a 2xx status if all is well."""
-
-    within: Positive = 60.0
-    """How long after the swap all must be well."""
-
-    every: Annotated[Duration, AfterValidator(_at_least_a_second)] = 2.0
-    """The time between two checks."""
-
-    timeout: Positive = 5.0
-    """How long one check may take."""
-
-    passes: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
-    """How many checks in a row must find all well."""
-
-
-class Watch(_Table):
+class Watch(Table):
     """A rule: which checkpoints go where, when, and on what terms."""
 
     name: Annotated[str, Field(json_schema_extra={"pattern": NAME_PATTERN, "maxLength": LONGEST_NAME})]
@@ -461,14 +246,14 @@ class Watch(_Table):
     schedule: tuple[Schedule, ...] = ()
     """Times to look at the checkpoint, whether or not it changed."""
 
-    keep: Keep = Keep()
-    """Which releases stay."""
-
     keep_rejected: Count = 3
     """How many of the last rejected snapshots stay, to be looked into."""
 
+    keep: Keep = Keep()
+    """Which releases stay."""
+
     verify: Verify = Verify()
-    """How a snapshot is seen to work before it goes live."""
+    """What a snapshot must be seen to do before it goes live."""
 
     gate: Gate = Gate()
     """Conditions that a snapshot must meet to go live."""
@@ -510,7 +295,7 @@ class Watch(_Table):
         return {"last": 0} if value == {} else value
 
 
-class Configuration(_Table):
+class Configuration(Table):
     """A daemon.toml, read and checked."""
 
     path: Path

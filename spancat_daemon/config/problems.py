@@ -12,7 +12,24 @@ from spancat_daemon.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from spancat_daemon.config.places import Path
+
 _WIDEST: Final = 100  # columns of a shown line; longer ones are cut around the caret
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong at a key, before it is known where that stands.
+
+    Attributes:
+        path: the key it is shown at.
+        message: one line: what is wrong and what to do.
+        at_key: shown at the key itself, not at its value.
+    """
+
+    path: Path
+    message: str
+    at_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,11 +62,13 @@ class ConfigurationError(UsageError):
     """A daemon.toml that can't be carried out; its text shows all that is wrong with it.
 
     Attributes:
-        problems: in the order of the file, at least one.
+        problems: file by file, in the order of each; at least one.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems: tuple[Problem, ...] = tuple(sorted(set(problems)))
+        self.problems: tuple[Problem, ...] = tuple(
+            sorted(set(problems), key=lambda problem: (problem.file, problem))
+        )
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
@@ -61,8 +80,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def one_of(known: Sequence[str]) -> str:
     """Names as a reader wants them: ``'a', 'b' or 'c'``."""
-    quoted = [repr(name) for name in known]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+    return any_of([repr(name) for name in known])
+
+
+def any_of(names: Sequence[str]) -> str:
+    """The same of names that need no quotes: ``[log] or [watch.verify]``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _excerpt(text: str, index: int) -> tuple[str, str]:

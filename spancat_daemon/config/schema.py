@@ -24,8 +24,10 @@ def json_schema() -> dict[str, Any]:
     schema["description"] = "The configuration of spancat-daemon."
     written = _as_written(schema)
     settle = {"required": ["settle"]}
-    written["$defs"]["Watch"]["if"] = settle
-    written["$defs"]["Watch"]["then"] = {"required": ["writer"], "properties": {"writer": {"const": "any"}}}
+    definitions = written["$defs"]
+    definitions["Health"]["oneOf"] = [{"required": ["command"]}, {"required": ["url"]}]
+    definitions["Watch"]["if"] = settle
+    definitions["Watch"]["then"] = {"required": ["writer"], "properties": {"writer": {"const": "any"}}}
     return {"$schema": DIALECT, **written}
 
 
@@ -35,10 +37,9 @@ def _as_written(node: Any) -> Any:
         return [_as_written(item) for item in node]
     if not isinstance(node, dict):
         return node
+    if {"type": "null"} in node.get("anyOf", ()):
+        node = _without_null(node)
     node = {key: value if key == "default" else _as_written(value) for key, value in node.items()}
-    if "anyOf" in node and {"type": "null"} in node["anyOf"]:  # TOML has no null: an absent path is ""
-        del node["anyOf"]
-        node |= {"type": "string", "default": ""}
     if node.get("format") == "path":
         del node["format"]
     if node.get("type") != "object":
@@ -51,6 +52,14 @@ def _as_written(node: Any) -> Any:
         if constraint in node:
             node["anyOf"] = [{constraint: node.pop(constraint)}, {"pattern": _VARIABLE}]
     return node
+
+
+def _without_null(node: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: an absent path is "", anything else that is absent is not written."""
+    kind: dict[str, Any]
+    (kind,) = [kind for kind in node["anyOf"] if kind != {"type": "null"}]
+    rest = {key: value for key, value in node.items() if key not in {"anyOf", "default"}}
+    return kind | rest | ({"default": ""} if kind.get("format") == "path" else {})
 
 
 def _default_as_written(node: dict[str, Any]) -> Any:
