@@ -44,8 +44,8 @@ class ProbeProblem:
     """One thing that is wrong, and its place.
 
     Attributes:
-        line: counted from 1; 0 if it is the file as a whole.
-        column: counted from 1, in characters; 0 if it is the file as a whole.
+        line: counted from 1, which also stands for the file as a whole.
+        column: counted from 1, in characters.
         message: what is wrong, in one line.
         text: the line; empty where there is none to show.
     """
@@ -68,7 +68,7 @@ class BadProbes(SpancatDaemonError):  # noqa: N818  # a verdict on a file
         first = self.problems[0]
         more = len(self.problems) - 1
         others = f" (and {more} more problem{'s' * (more > 1)})" if more else ""
-        place = f"{path}:{first.line}:{first.column}" if first.line else str(path)
+        place = f"{path}:{first.line}:{first.column}"
         super().__init__(f"{first.message}{others}", where=place, hint=f"each line is an object: {_EXAMPLE}")
 
 
@@ -134,7 +134,7 @@ def _read(path: Path) -> bytes:
 
 
 def _whole_file(path: Path, message: str) -> BadProbes:
-    return BadProbes(path, [ProbeProblem(0, 0, message)])
+    return BadProbes(path, [ProbeProblem(1, 1, message)])
 
 
 def _parse(raw: bytes, number: int) -> Probe | list[ProbeProblem]:
@@ -201,7 +201,9 @@ def _check(found: dict[str, Any]) -> Iterator[tuple[_Place, str]]:
 
 
 def _check_list(key: str, spans: Any, text: str | None) -> Iterator[tuple[_Place, str]]:
-    if isinstance(spans, list):
+    if isinstance(spans, list) and spans and not _problem_of(spans, text):
+        yield (key, None), f"{key!r} must be a list of {_SHAPE}, not a single one: put [ ] around it"
+    elif isinstance(spans, list):
         for index, span in enumerate(spans):
             problem = _problem_of(span, text)
             if problem:

@@ -94,7 +94,7 @@ def check_predicts(nlp: Any, pipe: Any) -> None:
             _check_fed(nlp, name, other, docs)
         try:
             docs = _annotate(nlp, pipe, own, docs) if other is pipe else _run(other, docs)
-        except (Unfit, MemoryError):
+        except (Unfit, MemoryError, OSError):  # the latter say what they were refused
             raise
         except Exception as error:
             if _uninitialised(other):

@@ -49,7 +49,7 @@ def _predict(nlp: Any, texts: Sequence[str]) -> Iterable[Any]:
     """Return a document for each text, or what predicting it raised."""
     try:
         return list(nlp.pipe(texts))
-    except MemoryError:
+    except (MemoryError, OSError):
         raise
     except Exception:  # noqa: BLE001  # whose text it was is found out one by one
         return (_predict_one(nlp, text) for text in texts)
@@ -58,7 +58,7 @@ def _predict(nlp: Any, texts: Sequence[str]) -> Iterable[Any]:
 def _predict_one(nlp: Any, text: str) -> Any:
     try:
         return nlp(text)
-    except MemoryError:
+    except (MemoryError, OSError):
         raise
     except Exception as error:  # noqa: BLE001  # a probe's failure
         return error

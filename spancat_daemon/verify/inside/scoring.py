@@ -71,7 +71,7 @@ def evaluate(nlp: Any, pipe: Any, gold: Gold | str) -> dict[str, Any]:
     try:
         examples = _predicted(nlp, documents)
         scores = _scores(pipe, examples)
-    except MemoryError:
+    except (MemoryError, OSError):
         raise
     except Exception as error:
         raise Unfit(
