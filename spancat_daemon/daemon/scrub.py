@@ -46,7 +46,7 @@ class _GivenUp(Exception):  # noqa: N818  # never leaves this module
 
 
 class Pace:
-    """Makes whoever reads wait until the bytes read so far were allowed; time not used is not made up for."""
+    """Keeps whoever reads to a rate, what it does between two pieces included; a pause is not made up for."""
 
     def __init__(
         self, *, rate: Callable[[], int], wait: Callable[[float], None], monotonic: Callable[[], float]
@@ -59,13 +59,13 @@ class Pace:
         self._at_s = monotonic()
 
     def __call__(self, count: int) -> None:
-        """Waits until `count` bytes more are allowed."""
+        """Is told of `count` bytes that were read; waits for as long as those before them should take."""
         self._pay()
-        self._debt_bytes += count
         self._wait(0.0)
         while self._debt_bytes > 0 and (rate := self._rate()) > 0:
             self._wait(min(self._debt_bytes / rate, _LONGEST_PAUSE_S))
             self._pay()
+        self._debt_bytes += count
 
     def _pay(self) -> None:
         now_s = self._monotonic()
