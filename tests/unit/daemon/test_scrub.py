@@ -18,6 +18,7 @@ from spancat_daemon.daemon import scrub
 from spancat_daemon.daemon.scrub import LastScrubs, Pace, Scrubber, read_when_idle
 from spancat_daemon.release import lease
 from spancat_daemon.release.removal import remove_tree
+from spancat_daemon.release.swap import make_live
 from tests.integration.release.fakes import VOCABULARY, Bench, now
 from tests.service import until
 
@@ -327,6 +328,39 @@ def test_releases_that_go_or_move_meanwhile_are_no_finding(scene: Scene, tmp_pat
     assert scene.told == []
     assert scene.log.named("scrub.incomplete") == []
     assert scene.log.named("scrub.done")[0]["releases"] == 4
+
+
+def test_a_release_is_found_where_it_moved_meanwhile(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With swap = "exchange": the live one is replaced before its turn, and one comes back before its own."""
+    bench = scene.bench()
+    back, replaced = (bench.publish(kind="exchange").release for _ in range(2))
+    for path in (bench.folder.releases_path / back.id, replaced.path):
+        flip(path / "config.cfg")
+    look = bench.folder.survey
+
+    def survey() -> Any:
+        found = look()
+        monkeypatch.undo()
+        bench.publish(kind="exchange")
+        return found
+
+    def come_back() -> None:
+        if not bench.folder.find(back.id).live:
+            release, history = bench.folder.find(back.id), bench.history
+            make_live(
+                bench.folder, release, kind="exchange", history=history, details={}, monotonic=lambda: 0.0
+            )
+
+    monkeypatch.setattr(bench.folder, "survey", survey)
+    scene.while_telling = come_back
+    scene.time += WEEK
+    LastScrubs(scene.root / "scrub.json").mark(bench.folder, scene.time - WEEK, among=[bench.folder])
+    scrubber = scene.scrubber()
+    scrubber.turn()
+    assert scene.told == [
+        ("products", replaced.id, False, [("config.cfg", "altered")]),
+        ("products", back.id, True, [("config.cfg", "altered")]),
+    ]
 
 
 def test_whether_it_is_live_is_told_as_of_then(scene: Scene) -> None:
