@@ -1,11 +1,11 @@
-"""``spancat-daemon list``: the releases of a rule, newest first."""
+"""``spancat-daemon list``: the releases of a rule, or the snapshots that were rejected, newest first."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer  # noqa: TC002  # Typer reads the annotations
+import typer
 
 from spancat_daemon.cli.moments import age_text
 from spancat_daemon.cli.output import print_json, say, table
@@ -19,12 +19,23 @@ if TYPE_CHECKING:
     from spancat_daemon.release.folder import DeploymentFolder, Release
 
 
-def command(context: typer.Context, rule: RuleArgument, json: JsonOption = False) -> None:
+def command(
+    context: typer.Context,
+    rule: RuleArgument,
+    rejected: Annotated[
+        bool,
+        typer.Option("--rejected", help="The snapshots that did not go live and are kept, and why not."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """The releases of a rule, and why each is kept. Newest first; * is live."""
     chosen = scope(context)
     target = chosen.target(rule)
     folder = chosen.folder(rule)
     now = datetime.now(UTC)
+    if rejected:
+        _list_rejected(folder, now, json=json)
+        return
     entries = describe(folder, target.watch.keep, now=now)
     if json:
         print_json(entries)
@@ -48,6 +59,66 @@ def command(context: typer.Context, rule: RuleArgument, json: JsonOption = False
         say(f"no releases yet in {folder.path}")
     for path, reason in folder.broken():
         say(reason if str(path) in reason else f"{path}: {reason}")
+    _tell_of_rejected(folder, target.rule, live=max((e["sequence"] for e in entries if e["live"]), default=0))
+
+
+def _list_rejected(folder: DeploymentFolder, now: datetime, *, json: bool) -> None:
+    entries = describe_rejected(folder)
+    if json:
+        print_json(entries)
+    elif entries:
+        table(
+            ("snapshot", ">age", "trigger", ">size", ">own", "rejected because"),
+            [
+                (
+                    entry["id"],
+                    age_text(datetime.fromisoformat(entry["created_at"]), now),
+                    entry["trigger"],
+                    size(entry["bytes"]),
+                    size(entry["bytes_unique"]),
+                    entry["reason"],
+                )
+                for entry in entries
+            ],
+            spare=("own", "trigger", "size"),
+        )
+    else:
+        say(f"no rejected snapshots are kept in {folder.path}")
+
+
+def _tell_of_rejected(folder: DeploymentFolder, rule: str, *, live: int) -> None:
+    """Say that training went on and nothing of it went live: nobody would look for that here."""
+    from spancat_daemon.release.rejects import rejected  # noqa: PLC0415  # only where a folder is read
+
+    newer = sum(release.sequence > live for release in rejected(folder))
+    if newer:
+        which = f"{newer} {'newer ' if live else ''}snapshot{'' if newer == 1 else 's'}"
+        verb = "was" if newer == 1 else "were"
+        say(f"{which} {verb} rejected: `list {rule} --rejected` says why")
+
+
+def describe_rejected(folder: DeploymentFolder) -> list[dict[str, Any]]:
+    """The rejected snapshots of a folder as ``list --rejected --json`` prints them, newest first.
+
+    ``gates`` are the figures of all gates, passed or not; ``bytes_unique`` is what letting it go would free.
+    """
+    from spancat_daemon.release.rejects import rejected  # noqa: PLC0415  # only where a folder is read
+
+    return [
+        {
+            "id": release.id,
+            "sequence": release.sequence,
+            "created_at": release.manifest.created_at,
+            "trigger": release.manifest.trigger,
+            "content_sha256": release.manifest.content_sha256,
+            "bytes": release.manifest.content_bytes,
+            "bytes_unique": _unshared(release.path),
+            "reason": str(release.manifest.verification.get("reason", "")),
+            "gates": release.manifest.verification.get("gates", []),
+            "path": release.path,
+        }
+        for release in rejected(folder)
+    ]
 
 
 def describe(folder: DeploymentFolder, keep: Keep, *, now: datetime) -> list[dict[str, Any]]:
@@ -57,8 +128,8 @@ def describe(folder: DeploymentFolder, keep: Keep, *, now: datetime) -> list[dic
     twice), ``bytes_unique`` what removing it would free: of files that no other release shares, its manifest
     among them. ``kept_because`` is empty for a release that the next pruning removes.
     """
-    from spancat_daemon.deployment import retention_verdicts  # noqa: PLC0415  # only where a folder is read
     from spancat_daemon.release.lease import is_leased  # noqa: PLC0415  # as above
+    from spancat_daemon.release.pruning import verdicts_on  # noqa: PLC0415  # only where a folder is read
 
     pinned = folder.pins()
     return [
@@ -68,7 +139,7 @@ def describe(folder: DeploymentFolder, keep: Keep, *, now: datetime) -> list[dic
             leased=is_leased(verdict.release.path),
             kept_because=verdict.kept_because,
         )
-        for verdict in retention_verdicts(folder, keep, now)
+        for verdict in verdicts_on(folder, keep, now)
     ]
 
 

@@ -1,4 +1,4 @@
-"""``spancat-daemon show``: the manifest of a release."""
+"""``spancat-daemon show``: the manifest of a release, or of a rejected snapshot."""
 
 from __future__ import annotations
 
@@ -11,36 +11,60 @@ import typer  # noqa: TC002  # Typer reads the annotations
 from spancat_daemon.cli.moments import local_text
 from spancat_daemon.cli.output import data, table
 from spancat_daemon.cli.scope import JsonOption, ReleaseArgument, RuleArgument, scope
+from spancat_daemon.cli.verdict import facts, show_gates
 from spancat_daemon.observe.render import size
 
 if TYPE_CHECKING:
-    from spancat_daemon.release.folder import Release
+    from spancat_daemon.release.folder import DeploymentFolder, Release
 
 
 def command(
     context: typer.Context, rule: RuleArgument, release: ReleaseArgument, json: JsonOption = False
 ) -> None:
-    """What a release is and where it came from. --json prints its release.json as it is."""
-    found = scope(context).folder(rule).find(release)
+    """What a release is, where it came from, and how it was verified.
+
+    Of a rejected snapshot too, by its id or number. --json prints its release.json as it is.
+    """
+    folder = scope(context).folder(rule)
+    found = _find(folder, release)
     if json:
         sys.stdout.flush()
         sys.stdout.buffer.write((found.path / "release.json").read_bytes())
         return
-    facts = _facts(found)
-    width = max(len(name) for name, _ in facts)
-    for name, text in facts:
-        data(f"{name.ljust(width)}  {text}")
+    said = _facts(found, rejected=found.path.parent == folder.rejected_path)
+    width = max(len(name) for name, _ in said)
+    for name, text in said:
+        data(f"{name.ljust(width)}  {text}".rstrip())
     data()
+    if show_gates(found.manifest.verification):
+        data()
     table(
         ("file", ">bytes", "sha256"),
         [(path, str(digest.bytes), digest.sha256) for path, digest in sorted(found.manifest.files.items())],
     )
 
 
-def _facts(release: Release) -> list[tuple[str, str]]:
+def _find(folder: DeploymentFolder, name: str) -> Release:
+    """The release of that name, else the rejected snapshot."""
+    from spancat_daemon.release.folder import NoSuchRelease  # noqa: PLC0415  # only where a folder is read
+    from spancat_daemon.release.rejects import find_rejected  # noqa: PLC0415  # as above
+
+    try:
+        return folder.find(name)
+    except NoSuchRelease as error:
+        if name.startswith("@") or any(release.id.startswith(name) for release in folder.releases()):
+            raise
+        try:
+            return find_rejected(folder, name)
+        except NoSuchRelease:
+            raise error from None
+
+
+def _facts(release: Release, *, rejected: bool) -> list[tuple[str, str]]:
     manifest = release.manifest
+    state = " (rejected)" if rejected else " (live)" if release.live else ""
     return [
-        ("release", f"{manifest.id}{' (live)' if release.live else ''}"),
+        ("snapshot" if rejected else "release", f"{manifest.id}{state}"),
         ("path", str(release.path)),
         ("rule", manifest.rule),
         ("created at", local_text(datetime.fromisoformat(manifest.created_at))),
@@ -58,21 +82,9 @@ def _facts(release: Release) -> list[tuple[str, str]]:
         ("language", manifest.lang),
         ("pipeline", ", ".join(manifest.pipeline)),
         ("spaCy", manifest.spacy_version),
-        ("verified", _verdict(manifest.verification, manifest.verifier)),
         ("metrics", _metrics(manifest.metrics, stale=manifest.metrics_may_be_stale)),
+        *facts(manifest.verification, manifest.verifier),
     ]
-
-
-def _verdict(verification: Any, verifier: Any) -> str:
-    """What was looked at before it went live, and by what."""
-    if not verification:
-        return "no"
-    verdict = "passed" if verification.get("passed") is True else "NOT passed"
-    rest = {name: value for name, value in verification.items() if name not in {"level", "passed"}}
-    about = ", ".join(f"{name} {value}" for name, value in {**rest, **(verifier or {})}.items())
-    return " ".join(
-        filter(None, (str(verification.get("level", "")), verdict, f"({about})" if about else ""))
-    )
 
 
 def _metrics(metrics: Any, *, stale: bool) -> str:
