@@ -19,7 +19,8 @@ from spancat_daemon.release.staging import seal
 from spancat_daemon.release.swap import publish
 from spancat_daemon.verify.verdict import Evaluated, Figure, LoadVerdict, Probed, Timed, Verification
 from tests.integration.release.fakes import now
-from tests.service import run
+from tests.pipelines import build
+from tests.service import Daemon, configure, run
 from tests.unit.release.staging_scene import FILES, MODEL, Scene, manifest_of
 
 if TYPE_CHECKING:
@@ -227,3 +228,55 @@ def test_promote_asks_the_daemon_and_prints_what_is_live_then(tmp_path: Path) ->
         ("POST", "/v1/promote", request | {"force": True, "reason": "ok on prod"}),
         ("POST", "/v1/promote", request | {"force": True}),
     ]
+
+
+TOO_LARGE = '[watch.gate]\nmax_bytes = "1KiB"\n'
+
+
+def test_what_a_gate_rejects_is_promoted_by_force_or_once_it_passes(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    checkpoint = tmp_path / "runs" / "model-best"
+    build("default", checkpoint)
+    with Daemon(config) as daemon:
+        (first,) = daemon.wait_for("release.published")
+        configure(tmp_path, more=TOO_LARGE)
+        assert run("reload", config=config).returncode == 0
+        shutil.rmtree(checkpoint)
+        build("default", checkpoint, generation=1)
+        (event,) = daemon.wait_for("snapshot.rejected")
+        assert [gate["gate"] for gate in event["gates"]] == ["max_bytes"]
+
+        (kept,) = json.loads(run("list", "products", "--rejected", "--json", config=config).stdout)
+        assert kept["id"] == event["snapshot"]
+        assert kept["gates"] == event["gates"]
+
+        still = run("promote", "products", kept["id"], config=config)
+        assert (still.returncode, still.stdout) == (1, "")
+        assert "max_bytes" in still.stderr
+
+        why = "it is worth its size"
+        forced = run("promote", "products", "2", "--force", "--reason", why, config=config)
+        assert forced.returncode == 0, forced.stderr
+        second = forced.stdout.strip()
+        assert forced.stderr == f"spancat-daemon: {first['release']} is no longer live\n"
+        (promoted,) = daemon.wait_for("release.promoted")
+        assert (promoted["release"], promoted["snapshot"], promoted["reason"]) == (second, kept["id"], why)
+        assert json.loads(run("list", "products", "--rejected", "--json", config=config).stdout) == []
+        (live, _) = json.loads(run("list", "products", "--json", config=config).stdout)
+        assert (live["id"], live["sequence"], live["live"], live["forced"]) == (second, 3, True, True)
+        assert live["content_sha256"] == kept["content_sha256"]
+        assert f"as {kept['id']}: {why}" in run("show", "products", second, config=config).stdout
+
+        since = len(daemon.events)
+        shutil.rmtree(checkpoint)
+        build("default", checkpoint, generation=2)
+        (event,) = daemon.wait_for("snapshot.rejected", since=since)
+    configure(tmp_path)
+    passing = run("promote", "products", event["snapshot"], "--json", config=config)
+    assert passing.returncode == 0, passing.stderr
+    payload = json.loads(passing.stdout)
+    assert (payload["previous_release"], payload["forced"]) == (second, False)
+    shown = run("show", "products", payload["release"], config=config).stdout
+    assert "load passed" in " ".join(shown.split())
+    assert run("history", "products", "--verify", config=config).returncode == 0
+    assert run("promote", "products", event["snapshot"], config=config).returncode == 2
