@@ -1,9 +1,11 @@
-"""``spancat-daemon verify``: whether releases are still what they were, and load."""
+"""``spancat-daemon verify``: whether releases are still what they were, and still work."""
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -12,9 +14,17 @@ from spancat_daemon.cli.scope import JsonOption, RuleArgument, scope
 from spancat_daemon.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
 
+    from spancat_daemon.config.model import Watch
     from spancat_daemon.release.folder import DeploymentFolder, Release
+    from spancat_daemon.verify.digests import Sums
+    from spancat_daemon.verify.verdict import Verification
+    from spancat_daemon.verify.verification import Terms
+    from spancat_daemon.verify.warm import WarmLoaders
+
+_NOTHING = "-"
 
 
 def command(
@@ -29,32 +39,27 @@ def command(
     everything: Annotated[bool, typer.Option("--all", help="All of the rule's releases.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check the digests of releases, and that they load.
+    """Check the digests of releases, and that they work.
 
-    They load with spaCy, in a process of its own.
+    Files are read from the disk, not from the system's memory of it. Releases are loaded with spaCy, in a
+    process of its own, with the rule's interpreter, limits, probes, gold documents and gates; they are seen
+    to load and predict whatever level the rule asks of snapshots. Gates that compare with the live release
+    are left out.
 
-    Exit code 4: something is not as the manifest says, or does not load.
+    Exit code 4: something is not as the manifest says, or does not work.
     """
-    folder = scope(context).folder(rule)
-    results = [_verify(found) for found in _chosen(folder, release or [], everything=everything)]
+    chosen = scope(context)
+    folder = chosen.folder(rule)
+    releases = _chosen(folder, release or [], everything=everything)
+    results = _verify_all(chosen.target(rule).watch, releases)
     if everything:
-        results += [_broken(str(path.name), reason) for path, reason in folder.broken()]
+        live = {folder.current, folder.releases_path / str(folder.current_state().id)}
+        results += [_broken(path.name, reason, live=path in live) for path, reason in folder.broken()]
     bad = [result for result in results if not result["ok"]]
     if json:
         print_json(results)
     elif results:
-        table(
-            ("release", "digests", "loads", "with"),
-            [
-                (
-                    result["id"],
-                    _verdict(not result["digests"]),
-                    _loads(result["load"]),
-                    _versions(result["load"]),
-                )
-                for result in results
-            ],
-        )
+        _show(results)
         for result in bad:
             for complaint in complaints(result):
                 data(f"{result['id']}: {complaint}")
@@ -64,14 +69,13 @@ def command(
 
 
 def _summary(
-    results: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]], folder: DeploymentFolder
+    results: Sequence[Mapping[str, Any]], bad: Sequence[Mapping[str, Any]], folder: DeploymentFolder
 ) -> str:
     if not results:
         return f"no releases yet in {folder.path}"
     if not bad:
         return f"{len(results)} verified, all as they should be"
-    live = folder.live()
-    is_live = live is not None and any(result["id"] == live.id for result in bad)
+    is_live = any(result["live"] for result in bad)
     hint = "; the live one is among them: `rollback` makes another live" if is_live else ""
     return f"{len(bad)} of {len(results)} with findings{hint}"
 
@@ -89,53 +93,155 @@ def _chosen(folder: DeploymentFolder, names: Sequence[str], *, everything: bool)
     return [live]
 
 
-def _verify(release: Release) -> dict[str, Any]:
-    from spancat_daemon.release import lease  # noqa: PLC0415  # only here
-    from spancat_daemon.verify.child import load_release  # noqa: PLC0415  # as above
-    from spancat_daemon.verify.digests import digests  # noqa: PLC0415  # as above
+def _verify_all(watch: Watch, releases: Sequence[Release]) -> list[dict[str, Any]]:
+    from spancat_daemon.verify.verification import terms_of  # noqa: PLC0415  # only here
+    from spancat_daemon.verify.warm import WarmLoaders  # noqa: PLC0415  # as above
 
-    manifest = release.manifest
+    if not releases:
+        return []
+    terms = terms_of(_loading(watch), None)
+    sums: Sums = {}
+    results = []
+    with WarmLoaders(at_most=1) as loaders, _Progress(len(releases)) as progress:
+        for release in releases:
+            progress.show(release.id)
+            results.append(_verify(release, terms, loaders, sums))
+    return results
+
+
+def _verify(release: Release, terms: Terms, loaders: WarmLoaders, sums: Sums) -> dict[str, Any]:
+    from spancat_daemon.release import lease  # noqa: PLC0415  # only here
+    from spancat_daemon.verify.digests import digests  # noqa: PLC0415  # as above
+    from spancat_daemon.verify.verification import examine_release  # noqa: PLC0415  # as above
+
     with lease.take(release.path):  # a daemon does not prune it meanwhile
-        findings = digests(release.path, manifest)
-        load = load_release(
-            release.path, manifest.component, manifest.model_sha256, manifest.labels, manifest.spans_key
-        )
+        findings = digests(release.path, release.manifest, sums=sums)
+        # Without the live one: what is older may well be worse than what replaced it.
+        verification = examine_release(terms, release, None, loaders)
+    return _result(release, [asdict(finding) for finding in findings], verification)
+
+
+def _result(
+    release: Release, digests: Sequence[Mapping[str, Any]], verification: Verification
+) -> dict[str, Any]:
+    verdict = verification.verdict
     return {
         "id": release.id,
-        "ok": load.ok and not findings,
-        "digests": [asdict(finding) for finding in findings],
-        "load": asdict(load),
+        "live": release.live,
+        "ok": verification.passed and not digests,
+        "digests": digests,
+        "level": verification.level,
+        "reason": verification.reason,
+        "load": asdict(verdict) if verdict is not None else None,
+        "gates": verification.gates,
     }
 
 
-def _broken(name: str, reason: str) -> dict[str, Any]:
+def _broken(name: str, reason: str, *, live: bool) -> dict[str, Any]:
     return {
         "id": name,
+        "live": live,
         "ok": False,
         "digests": [{"path": "", "kind": "manifest", "reason": reason}],
+        "level": None,
+        "reason": "",
         "load": None,
+        "gates": [],
     }
 
 
-def complaints(result: dict[str, Any]) -> list[str]:
+def _loading(watch: Watch) -> Watch:
+    """The rule, asking for loading at least: who asks for a release wants to know whether it works."""
+    if watch.verify.effective_level in {"load", "probes"}:
+        return watch
+    return watch.model_copy(update={"verify": watch.verify.model_copy(update={"level": "load"})})
+
+
+def complaints(result: Mapping[str, Any]) -> list[str]:
     """What is wrong with one release, a sentence each."""
     found = [
         f"{finding['path']}: {finding['reason']}" if finding["path"] else finding["reason"]
         for finding in result["digests"]
     ]
     load = result["load"]
-    return found if load is None or load["ok"] else [*found, f"does not load: {load['reason']}"]
+    if load is not None and not load["ok"]:
+        found.append(f"does not load: {load['reason']}")
+    elif result["reason"]:
+        found.append(result["reason"])
+        found += load["probed"]["failures"] if load and load["probed"] else ()
+    return found
 
 
-def _verdict(ok: bool) -> str:
-    return "ok" if ok else "WRONG"
+def _show(results: Sequence[Mapping[str, Any]]) -> None:
+    table(
+        ("release", "digests", "loads", "probes", "scores", "gates", "with"),
+        [
+            (
+                result["id"],
+                "WRONG" if result["digests"] else "ok",
+                _loads(result["load"]),
+                _probes(result["load"]),
+                _scores(result["load"]),
+                _gates(result["gates"]),
+                _versions(result["load"]),
+            )
+            for result in results
+        ],
+        spare=("scores", "probes", "with"),
+    )
 
 
-def _loads(load: dict[str, Any] | None) -> str:
+def _loads(load: Mapping[str, Any] | None) -> str:
     if load is None:
         return "not tried"
     return f"in {load['load_s']:.2f} s" if load["ok"] else "NO"
 
 
-def _versions(load: dict[str, Any] | None) -> str:
+def _probes(load: Mapping[str, Any] | None) -> str:
+    probed = load["probed"] if load else None
+    return f"{probed['passed']} of {probed['total']}" if probed else _NOTHING
+
+
+def _scores(load: Mapping[str, Any] | None) -> str:
+    evaluated = load["evaluated"] if load else None
+    scores = evaluated["scores"] if evaluated else {}
+    whole = [f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, int | float)]
+    return ", ".join(whole) or _NOTHING
+
+
+def _gates(gates: Sequence[Mapping[str, Any]]) -> str:
+    if not gates:
+        return _NOTHING
+    failed = dict.fromkeys(str(gate["gate"]) for gate in gates if not gate["passed"])
+    return f"NOT {', '.join(failed)}" if failed else f"{len(gates)} passed"
+
+
+def _versions(load: Mapping[str, Any] | None) -> str:
     return f"spaCy {load['spacy']}, Python {load['python']}" if load and load["spacy"] else ""
+
+
+class _Progress:
+    """Which release is being verified, on a terminal, where there are several; a context manager."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._count = 0
+        self._shows = total > 1 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._write("")
+
+    def show(self, release: str) -> None:
+        self._count += 1
+        self._write(f"verifying {self._count} of {self._total}: {release}")
+
+    def _write(self, text: str) -> None:
+        if self._shows:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            sys.stderr.write(f"\r\x1b[K{text[: columns - 1]}")  # a line that wraps can't be taken back
+            sys.stderr.flush()
