@@ -52,8 +52,8 @@ def _find(folder: DeploymentFolder, name: str) -> Release:
     try:
         return folder.find(name)
     except NoSuchRelease as error:
-        if name.startswith("@") or any(release.id.startswith(name) for release in folder.releases()):
-            raise
+        if any(release.id.startswith(name) for release in folder.releases()):
+            raise  # it fits several of them
         try:
             return find_rejected(folder, name)
         except NoSuchRelease:

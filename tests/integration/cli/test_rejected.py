@@ -14,7 +14,7 @@ from spancat_daemon.daemon.control import ControlServer
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.history import History
-from spancat_daemon.release.rejects import keep
+from spancat_daemon.release.rejects import keep, let_go
 from spancat_daemon.release.staging import seal
 from spancat_daemon.release.swap import publish
 from spancat_daemon.verify.verdict import Evaluated, Figure, LoadVerdict, Probed, Timed, Verification
@@ -146,6 +146,8 @@ def test_list_of_releases_says_that_newer_ones_were_rejected(tmp_path: Path) -> 
     assert "2 newer snapshots were rejected: `list products --rejected` says why" in listed.stderr
     site.take(b"better", PASSED)
     assert site.run("list", "products").stderr == ""
+    let_go(site.folder, last=1)
+    assert "'0000' fits several releases" in site.run("show", "products", "0000", code=2).stderr
     site.take(b"bad again", FAILED)
     assert "1 newer snapshot was rejected: " in site.run("list", "products").stderr
     assert [entry["sequence"] for entry in site.json("list", "products")] == [4, 1]
@@ -154,7 +156,7 @@ def test_list_of_releases_says_that_newer_ones_were_rejected(tmp_path: Path) -> 
     nothing = site.run("list", "products")
     assert nothing.stdout == ""
     assert "no releases yet" in nothing.stderr
-    assert "3 snapshots were rejected: " in nothing.stderr
+    assert "2 snapshots were rejected: " in nothing.stderr
     shutil.rmtree(site.folder.rejected_path)
     assert site.json("list", "products", "--rejected") == []
     assert "no rejected snapshots are kept" in site.run("list", "products", "--rejected").stderr
