@@ -1,0 +1,1 @@
+"""What is told of a swap: programs, systemd, processes, addresses."""

@@ -1,0 +1,1 @@
+"""Whether what serves a release is well after a swap."""
