@@ -353,7 +353,7 @@ def _max_latency(most_ms: float, candidate: Candidate, live: Manifest | None) ->
     if live is None:
         passed, note = True, _NO_LIVE
     elif value is None:
-        passed, note = False, "it was not timed; that takes texts: `probes` or `gold` in [watch.verify]"
+        passed, note = False, 'it was not timed; that takes level = "load" in [watch.verify]'
     elif before is None:
         reason = verdict.live_reason if verdict is not None else ""
         passed, note = True, reason or "the live release was not timed"
