@@ -236,12 +236,12 @@ TOO_LARGE = '[watch.gate]\nmax_bytes = "1KiB"\n'
 
 
 def test_what_a_gate_rejects_is_promoted_by_force_or_once_it_passes(tmp_path: Path) -> None:
-    config = configure(tmp_path)
+    config = configure(tmp_path, level="load")
     checkpoint = tmp_path / "runs" / "model-best"
     build("default", checkpoint)
     with Daemon(config) as daemon:
         (first,) = daemon.wait_for("release.published")
-        configure(tmp_path, more=TOO_LARGE)
+        configure(tmp_path, level="load", more=TOO_LARGE)
         assert run("reload", config=config).returncode == 0
         shutil.rmtree(checkpoint)
         build("default", checkpoint, generation=1)
@@ -273,7 +273,7 @@ def test_what_a_gate_rejects_is_promoted_by_force_or_once_it_passes(tmp_path: Pa
         shutil.rmtree(checkpoint)
         build("default", checkpoint, generation=2)
         (event,) = daemon.wait_for("snapshot.rejected", since=since)
-    configure(tmp_path)
+    configure(tmp_path, level="load")
     passing = run("promote", "products", event["snapshot"], "--json", config=config)
     assert passing.returncode == 0, passing.stderr
     payload = json.loads(passing.stdout)
