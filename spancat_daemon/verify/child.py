@@ -1,29 +1,46 @@
-"""Loading a release with spaCy in a child process, which may crash, hang or print whatever it likes."""
+"""Examining a release with spaCy in a child process, which may crash, hang or print whatever it likes."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import secrets
 import selectors
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from spancat_daemon.release.staging import Abandoned
+from spancat_daemon.verify.pipes import Pipes
+from spancat_daemon.verify.verdict import (
+    Evaluated,
+    Examination,
+    LoadVerdict,
+    Probed,
+    Subject,
+    Timed,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-LOADER: Final = Path(__file__).with_name("loader.py")
+INSIDE: Final = Path(__file__).with_name("inside")
 
-_MAX_ANSWER_BYTES: Final = 16 << 20  # 100,000 labels of 100 characters
-_STDERR_BYTES: Final = 16 << 10
+# The package alone comes in, and only while it is imported: what lies beside it is the daemon's.
+_START: Final = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import inside.__main__ as loader;"
+    " del sys.path[0]; loader.main()"
+)
 _STDERR_LINES: Final = 3
 _EXIT_GRACE_S: Final = 5.0  # from a closed pipe to the end of the process, which tells why
+_LOOK_S: Final = 0.1  # how often to look whether the answer is still wanted, and at the child's memory
+_HUNT_S: Final = 5.0
 
 # What an interpreter and its libraries need to be found and to find their data; nothing that may be secret.
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "USER")
@@ -37,48 +54,191 @@ _SET: Final = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
 }
+_MARK: Final = "SPANCAT_DAEMON_LOADER"
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+_Fault = Literal["release", "limit", "verifier"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadVerdict:
-    """What came of loading a release.
+class LoaderProcess:
+    """A running `inside`, in a session of its own; a context manager that kills it, with all it started.
+
+    It answers one examination after the other, so it can be kept. After a verdict that says it died or
+    didn't answer it is of no more use: `alive` is then False. Not for several threads at once.
 
     Attributes:
-        ok: it loaded, and is what the manifest says.
-        reason: why not, in one line; empty if ok.
-        spacy: version that loaded it; empty if it didn't come to that, as are the following.
-        thinc: likewise.
-        python: likewise.
-        numpy: likewise.
-        labels: those of the component, in the order of the model's outputs.
-        spans_key: where in ``doc.spans`` the component writes.
-        threshold: from which score on it does.
-        model_sha256: digest of the loaded component's ``model.to_bytes()``.
-        warnings: what Python warned of while it loaded, each once.
-        load_s: seconds within the child, without importing spaCy.
-        peak_rss_bytes: the most memory the child had.
-        total_s: seconds from starting the child to its verdict.
+        alive: whether it can be asked.
+        asked: how many examinations it has answered.
+        held_bytes: memory it had before the last one, when it had let go of what came before that.
     """
 
-    ok: bool
-    reason: str
-    spacy: str = ""
-    thinc: str = ""
-    python: str = ""
-    numpy: str = ""
-    labels: tuple[str, ...] = ()
-    spans_key: str = ""
-    threshold: float | None = None
-    model_sha256: str = ""
-    warnings: tuple[str, ...] = ()
-    load_s: float = 0.0
-    peak_rss_bytes: int = 0
-    total_s: float = 0.0
+    def __init__(self, *, python: str = sys.executable, memory_bytes: int | None = None) -> None:
+        """Start it, without waiting for it to be ready; raises OSError if that is impossible.
 
-    @property
-    def verifier(self) -> dict[str, str]:
-        """The versions that loaded it, as the manifest keeps them."""
-        return {"spacy": self.spacy, "thinc": self.thinc, "python": self.python, "numpy": self.numpy}
+        Args:
+            python: interpreter with spaCy ≥ 3.2.2, on Python ≥ 3.8.
+            memory_bytes: limit of its memory; None: unlimited.
+        """
+        self._python = python
+        self._memory_bytes = memory_bytes
+        self._mark = f"{_MARK}={secrets.token_hex(16)}".encode()
+        self._versions: dict[str, Any] | None = None
+        # Closed by the kernel when this process ends, however it does; then the kernel ends the child.
+        child_end, self._lifeline = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._process = self._start(child_end)
+        except BaseException:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(child_end)
+        self._pipes = Pipes(self._process)
+        self.alive = True
+        self.asked = 0
+        self.held_bytes = 0
+
+    def _start(self, child_end: int) -> subprocess.Popen[bytes]:
+        name, _, mark = self._mark.decode().partition("=")
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        command = [self._python, "-I", "-B", "-X", "utf8", "-c", _START, str(INSIDE.parent)]
+        return subprocess.Popen(
+            [*command, str(self._memory_bytes or 0), str(child_end)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment | _SET | {name: mark},
+            cwd="/",
+            start_new_session=True,
+            pass_fds=(child_end,),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def ask(
+        self, examination: Examination, *, timeout_s: float, abandoned: Callable[[], bool] = lambda: False
+    ) -> LoadVerdict:
+        """Examine a release; crashes, hangs and nonsense are verdicts, too.
+
+        Args:
+            examination: what is asked.
+            timeout_s: seconds until the child is killed, its start included.
+            abandoned: looked at ten times a second: whether the answer is no longer wanted.
+
+        Raises:
+            Abandoned: it is no longer wanted; the child is closed.
+        """
+        begun = time.monotonic()
+        if not self.alive:
+            return LoadVerdict(ok=False, fault="verifier", reason="the loader has ended")
+        verdict = self._converse(examination, begun, timeout_s, abandoned)
+        return replace(verdict, total_s=time.monotonic() - begun)
+
+    def rss_bytes(self) -> int:
+        """Return the memory it has now; 0 if it has ended."""
+        try:
+            return _rss_bytes(self._process.pid) if self.alive else 0
+        except OSError:
+            return 0
+
+    def close(self) -> None:
+        """Kill it and everything it started; harmless when it has ended."""
+        if not self.alive:
+            return
+        self.alive = False
+        # Before it is waited for: until then its number can't have passed on to another process.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        _hunt(self._mark)
+        self._pipes.close()
+        os.close(self._lifeline)
+
+    def _converse(
+        self, examination: Examination, begun: float, timeout_s: float, abandoned: Callable[[], bool]
+    ) -> LoadVerdict:
+        def answer(request: bytes) -> dict[str, Any] | LoadVerdict:
+            return self._exchange(request, begun, timeout_s, abandoned)
+
+        if self._versions is None:
+            ready = answer(b"")
+            if isinstance(ready, LoadVerdict):
+                return replace(ready, fault="verifier", reason=f"{self._python}: {ready.reason}")
+            if ready.get("ready") is not True:
+                self.close()
+                reason = str(ready.get("reason") or f"{self._python} is not a Python with spaCy")
+                return LoadVerdict(ok=False, fault="verifier", reason=reason)
+            self._versions = {
+                name: str(ready.get(name, "")) for name in ("spacy", "thinc", "python", "numpy")
+            }
+        found = answer(_request(examination))
+        if isinstance(found, dict):
+            verdict = _parsed(found, self._versions)
+            if verdict is not None:
+                self.asked += 1
+                self.held_bytes = int(found["held_bytes"])
+                return verdict
+            found = self._nonsense()
+        return replace(found, **self._versions)
+
+    def _exchange(
+        self, request: bytes, begun: float, timeout_s: float, abandoned: Callable[[], bool]
+    ) -> dict[str, Any] | LoadVerdict:
+        """Return the JSON object it says next, or, it being closed then, the verdict that it says none."""
+        deadline = begun + timeout_s
+        line = None
+        while line is None and not self._pipes.ended:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return self._failed("limit", f"no answer within {timeout_s:g} s")
+            line = self._pipes.exchange(request, min(left, _LOOK_S))
+            request = b""
+            if line is None and abandoned():
+                self.close()
+                raise Abandoned("the examination was given up")
+            if line is None and self._memory_bytes is not None and self.rss_bytes() > self._memory_bytes:
+                return self._failed("limit", "it needs more memory than it may have")
+        if line is None:
+            return self._bury()
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                return found
+        return self._nonsense()
+
+    def _nonsense(self) -> LoadVerdict:
+        return self._failed("release", "the loader answered with something that is not a verdict")
+
+    def _failed(self, fault: _Fault, reason: str) -> LoadVerdict:
+        self.close()
+        return LoadVerdict(ok=False, fault=fault, reason=reason + _last_words(self._pipes.stderr))
+
+    def _bury(self) -> LoadVerdict:
+        """Say how it ended, after its answers have."""
+        watched = os.pidfd_open(self._process.pid)
+        try:
+            ended = _wait_for(watched, _EXIT_GRACE_S)
+        finally:
+            os.close(watched)
+        self.close()
+        status = self._process.returncode
+        if not ended:
+            return self._failed("release", "the loader closed its answers without giving one")
+        if status >= 0:
+            return self._failed("release", f"the loader ended with status {status} before its verdict")
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        if -status == signal.SIGKILL:
+            why = "; perhaps the machine, or the service, ran out of memory"
+            return self._failed("limit", f"the loader was ended by {name} before its verdict{why}")
+        return self._failed("release", f"the loader was ended by {name} before its verdict")
 
 
 def load_release(
@@ -92,204 +252,91 @@ def load_release(
     timeout_s: float = 120.0,
     memory_bytes: int | None = None,
 ) -> LoadVerdict:
-    """Load a release with ``spacy.load`` in a process of its own, and compare it with its manifest.
+    """Examine a release in a process of its own, which is gone when this returns; see `LoaderProcess`.
 
-    The child, and whatever it started, is gone when this returns. Never raises for what the child does:
-    crashes, hangs and nonsense are verdicts.
-
-    Args:
-        path: the release's directory; links are followed once, here.
-        component: name of the span categorizer.
-        model_sha256: what its ``model.to_bytes()`` must hash to.
-        labels: what its labels must be, in order; None: not compared.
-        spans_key: what its key must be; None: not compared.
-        python: interpreter with spaCy ≥ 3.2.2, on Python ≥ 3.8.
-        timeout_s: seconds until it is killed.
-        memory_bytes: limit of its address space; None: unlimited.
+    Never raises for what the child does.
     """
-    # Resolved once: spaCy opens file after file, and `current` may lead elsewhere in between.
-    real = os.path.realpath(path)
-    request: dict[str, Any] = {"path": real, "component": component, "model_sha256": model_sha256}
-    if labels is not None:
-        request["labels"] = list(labels)
-    if spans_key is not None:
-        request["spans_key"] = spans_key
+    subject = Subject(
+        path=path,
+        component=component,
+        model_sha256=model_sha256,
+        labels=None if labels is None else tuple(labels),
+        spans_key=spans_key,
+    )
     begun = time.monotonic()
     try:
         with LoaderProcess(python=python, memory_bytes=memory_bytes) as loader:
-            return loader.ask(request, timeout_s=timeout_s)
+            return loader.ask(Examination(subject=subject), timeout_s=timeout_s)
     except OSError as error:
-        reason = f"can't run {python}: {error.strerror or error}"
-        return LoadVerdict(ok=False, reason=reason, total_s=time.monotonic() - begun)
+        return cannot_run(python, error, time.monotonic() - begun)
 
 
-class LoaderProcess:
-    """A running `loader.py`, in a session of its own; a context manager that kills it, with its children.
+def cannot_run(python: str, error: OSError, total_s: float) -> LoadVerdict:
+    """Return the verdict that there is no interpreter to examine with."""
+    reason = f"can't run {python}: {error.strerror or error}"
+    return LoadVerdict(ok=False, fault="verifier", reason=reason, total_s=total_s)
 
-    It answers requests one after the other, so it can be kept. After a verdict that says it died or didn't
-    answer it is of no more use: `alive` is then False.
+
+def _request(examination: Examination) -> bytes:
+    found = asdict(examination)
+    for subject in (found["subject"], found["live"]):
+        if subject is not None:
+            # Resolved once: spaCy opens file after file, and `current` may lead elsewhere in between.
+            subject["path"] = os.path.realpath(subject["path"])
+    if examination.gold is not None:
+        found["gold"] = os.path.realpath(examination.gold)
+    return json.dumps(found).encode() + b"\n"
+
+
+def _rss_bytes(pid: int) -> int:
+    with open(f"/proc/{pid}/statm", "rb") as pages:  # noqa: PTH123  # ten times a second
+        return int(pages.read().split()[1]) * _PAGE_BYTES
+
+
+def _hunt(mark: bytes) -> None:
+    """Kill all processes that were started with a variable in their environment, and what they start.
+
+    That finds those that left the session, and whose parents are gone. Where the loader is forbidden to start
+    any there are none. One that was given another environment escapes.
     """
-
-    def __init__(self, *, python: str = sys.executable, memory_bytes: int | None = None) -> None:
-        """Start it; raises OSError if that is impossible."""
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _SET
-        command = [python, "-I", "-B", "-X", "utf8", str(LOADER)]
-        if memory_bytes is not None:
-            command += ["--memory-bytes", str(memory_bytes)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd="/",
-            start_new_session=True,
-        )
-        self._pipes = _Pipes(self._process)
-        self.alive = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def ask(self, request: Mapping[str, Any], *, timeout_s: float) -> LoadVerdict:
-        """Send a request and wait for its verdict; see `load_release`."""
-        if not self.alive:
-            return LoadVerdict(ok=False, reason="the loader has ended")
-        begun = time.monotonic()
-        answer = self._pipes.exchange(json.dumps(request).encode() + b"\n", begun + timeout_s)
-        if answer is None and not self._pipes.ended:
-            reason = f"did not load within {timeout_s:g} s"
-            self.close()
-        elif answer is None:
-            reason = self._bury()
-        else:
-            verdict = _parse(answer, time.monotonic() - begun)
-            if verdict is not None:
-                return verdict
-            reason = "the loader answered with something that is not a verdict"
-            self.close()
-        reason += _last_words(self._pipes.stderr)
-        return LoadVerdict(ok=False, reason=reason, total_s=time.monotonic() - begun)
-
-    def close(self) -> None:
-        """Kill it and everything in its session's process group; harmless when it has ended."""
-        if not self.alive:
+    deadline = time.monotonic() + _HUNT_S
+    while time.monotonic() < deadline:
+        with contextlib.ExitStack() as opened:
+            found = _marked(mark, opened)
+            for process in found:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            for process in found:
+                _wait_for(process, max(0.0, deadline - time.monotonic()))
+        if not found:
             return
-        self.alive = False
-        # Before it is waited for: until then its number can't have passed on to another process.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._pipes.close()
-
-    def _bury(self) -> str:
-        """Return how it ended, after its answers have."""
-        watched = os.pidfd_open(self._process.pid)
-        try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(watched, selectors.EVENT_READ)
-                ended = bool(selector.select(_EXIT_GRACE_S))
-        finally:
-            os.close(watched)
-        self.close()
-        status = self._process.returncode
-        if not ended:
-            return "the loader closed its answers without giving one"
-        if status >= 0:
-            return f"the loader ended with status {status} before its verdict"
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f"signal {-status}"
-        why = ", perhaps for lack of memory" if -status == signal.SIGKILL else ""
-        return f"the loader was ended by {name} before its verdict{why}"
 
 
-class _Pipes:
-    """The child's three streams, read and written without ever blocking on one of them.
+def _marked(mark: bytes, opened: contextlib.ExitStack) -> list[int]:
+    """Return descriptors of the living processes of that environment, open as long as `opened` is."""
+    own = os.getuid()
+    found = []
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError, ValueError):  # it ended, is another user's, or is no process
+                number = int(entry.name)
+                if own and entry.stat().st_uid != own:
+                    continue
+                process = os.pidfd_open(number)
+                # Read after it was opened, so that it is this process's; that of a dead one is empty.
+                if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                    opened.callback(os.close, process)
+                    found.append(process)
+                else:
+                    os.close(process)
+    return found
 
-    Attributes:
-        stderr: the end of what came on standard error.
-        ended: there will be no more answers.
-    """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None  # noqa: S101  # all are pipes, see the constructor above
-        assert process.stdout is not None  # noqa: S101
-        assert process.stderr is not None  # noqa: S101
-        self._files = (process.stdin, process.stdout, process.stderr)
-        self._numbers = tuple(file.fileno() for file in self._files)
-        for number in self._numbers:
-            os.set_blocking(number, False)
-        self._received = bytearray()
-        self.stderr = bytearray()
-        self.ended = False
-
-    def exchange(self, request: bytes, deadline: float) -> bytes | None:
-        """Return the next line of answer; None at the deadline or, with `ended`, at the end of answers."""
-        stdin, stdout, stderr = self._numbers
-        with selectors.DefaultSelector() as selector:
-            selector.register(stdin, selectors.EVENT_WRITE)
-            selector.register(stdout, selectors.EVENT_READ)
-            selector.register(stderr, selectors.EVENT_READ)
-            while (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    if key.fd == stdin:
-                        request = self._send(stdin, request)
-                        if not request:
-                            selector.unregister(stdin)
-                    elif key.fd == stderr:
-                        if not self._listen(stderr):
-                            selector.unregister(stderr)
-                    elif not self._receive(stdout):
-                        self._listen(stderr)
-                        return None
-                line, end, rest = self._received.partition(b"\n")
-                if end or len(line) > _MAX_ANSWER_BYTES:
-                    self._received = rest
-                    return bytes(line)
-        return None
-
-    def close(self) -> None:
-        if not self._files[2].closed:
-            self._listen(self._numbers[2])
-        for file in self._files:
-            with contextlib.suppress(BrokenPipeError):
-                file.close()
-
-    @staticmethod
-    def _send(stdin: int, request: bytes) -> bytes:
-        try:
-            return request[os.write(stdin, request) :]
-        except BlockingIOError:
-            return request
-        except BrokenPipeError:
-            return b""  # it is ending; its other streams tell how
-
-    def _receive(self, stdout: int) -> bool:
-        """Take what is there; False when there will be no more."""
-        try:
-            chunk = os.read(stdout, 1 << 16)
-        except BlockingIOError:
-            return True
-        self._received += chunk
-        self.ended = not chunk
-        return not self.ended
-
-    def _listen(self, stderr: int) -> bool:
-        """Take what is there and keep its end; False when there will be no more."""
-        try:
-            chunk = os.read(stderr, 1 << 16)
-        except BlockingIOError:
-            return True
-        self.stderr += chunk
-        del self.stderr[:-_STDERR_BYTES]
-        return bool(chunk)
+def _wait_for(process: int, timeout_s: float) -> bool:
+    """Wait for the end of a process, given by a descriptor; returns whether it has come."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process, selectors.EVENT_READ)
+        return bool(selector.select(timeout_s))
 
 
 def _last_words(stderr: bytes | bytearray) -> str:
@@ -300,26 +347,50 @@ def _last_words(stderr: bytes | bytearray) -> str:
     return f"; it last said: {' / '.join(said)}" if said else ""
 
 
-def _parse(answer: bytes, total_s: float) -> LoadVerdict | None:
-    """Return the verdict in a line of answer, or None if it holds none."""
+def _parsed(found: Mapping[str, Any], versions: Mapping[str, Any]) -> LoadVerdict | None:
+    """Return the verdict in an answer, or None if it holds none."""
     try:
-        found = json.loads(answer)
+        ok, fault = found["ok"] is True, str(found["fault"])
+        int(found["held_bytes"])
         threshold = found["threshold"]
+        if fault not in ("release", "limit", "verifier") and not ok:
+            return None
         return LoadVerdict(
-            ok=found["ok"] is True,
+            ok=ok,
             reason=str(found["reason"]),
-            spacy=str(found["spacy"]),
-            thinc=str(found["thinc"]),
-            python=str(found["python"]),
-            numpy=str(found["numpy"]),
+            fault="" if ok else fault,  # type: ignore[arg-type]  # looked at above
+            **versions,
             labels=tuple(map(str, found["labels"])),
             spans_key=str(found["spans_key"]),
             threshold=None if threshold is None else float(threshold),
             model_sha256=str(found["model_sha256"]),
             warnings=tuple(map(str, found["warnings"])),
+            confined=tuple(map(str, found["confined"])),
+            probed=_probed(found["probed"]),
+            evaluated=_evaluated(found["evaluated"]),
+            live_evaluated=_evaluated(found["live_evaluated"]),
+            timed=_timed(found["timed"]),
+            live_reason=str(found["live_reason"]),
             load_s=float(found["load_s"]),
             peak_rss_bytes=int(found["peak_rss_bytes"]),
-            total_s=total_s,
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _probed(found: Mapping[str, Any] | None) -> Probed | None:
+    if found is None:
+        return None
+    failures = tuple(map(str, found["failures"]))
+    return Probed(int(found["total"]), int(found["passed"]), int(found["spans"]), failures)
+
+
+def _evaluated(found: Mapping[str, Any] | None) -> Evaluated | None:
+    return None if found is None else Evaluated(int(found["documents"]), dict(found["scores"]))
+
+
+def _timed(found: Mapping[str, Any] | None) -> Timed | None:
+    if found is None:
+        return None
+    live = found["live_ms"]
+    return Timed(int(found["documents"]), float(found["snapshot_ms"]), None if live is None else float(live))

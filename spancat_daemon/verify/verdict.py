@@ -141,14 +141,16 @@ class LoadVerdict:
         spans_key: where in ``doc.spans`` the component writes.
         threshold: from which score on it does.
         model_sha256: digest of the loaded component's ``model.to_bytes()``.
-        warnings: what Python warned of while it loaded, each once.
+        warnings: what Python warned of while it loaded and predicted, each once.
+        confined: what was taken from the loader, as far as the machine allows: ``memory`` (it has a limit),
+            ``network`` (it has none), ``files`` (it writes none), ``processes`` (it starts none).
         probed: how the probes went; None without probes.
         evaluated: the snapshot's scores; None without gold.
         live_evaluated: the live release's on the same documents.
         timed: how long documents take; None if that was not asked.
         live_reason: why there is nothing of the live release to compare with, though it was asked.
         load_s: seconds within the child, without importing spaCy.
-        peak_rss_bytes: the most memory the child had.
+        peak_rss_bytes: the most memory the child had meanwhile.
         total_s: seconds from asking the child to its verdict, its start included if it was started for this.
     """
 
@@ -164,6 +166,7 @@ class LoadVerdict:
     threshold: float | None = None
     model_sha256: str = ""
     warnings: tuple[str, ...] = ()
+    confined: tuple[str, ...] = ()
     probed: Probed | None = None
     evaluated: Evaluated | None = None
     live_evaluated: Evaluated | None = None
@@ -247,6 +250,11 @@ class Verification:
             said = asdict(self.verdict)
             found |= {key: said[key] for key in kept.split() if said[key] not in (None, "")}
         return found
+
+    @property
+    def verifier(self) -> dict[str, str] | None:
+        """The versions that loaded it; None if nothing did."""
+        return self.verdict.verifier if self.verdict is not None else None
 
     @property
     def gates(self) -> list[dict[str, Any]]:
