@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from spancat_daemon.errors import RolledBack
 from spancat_daemon.release.staging import Lacking
+from spancat_daemon.snapshot import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from spancat_daemon.after.steps import Done
+    from spancat_daemon.after.swap import Swap
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
     from spancat_daemon.errors import Rejected, SpancatDaemonError
@@ -22,12 +25,14 @@ if TYPE_CHECKING:
     from spancat_daemon.release.recovery import Recovered
     from spancat_daemon.release.swap import Swapped
     from spancat_daemon.snapshot import Request, Trigger, Unchanged
+    from spancat_daemon.verify.digests import Finding
 
 QUIET_TRIGGERS = frozenset({"change", "startup"})
 """Triggers that nobody waits for: finding nothing new again is not worth a line in the log."""
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MOST_FINDINGS: Final = 10
 _HINTS = {
     errno.ENOSPC: "free some space, or keep fewer releases",
     errno.EDQUOT: "free some space, or keep fewer releases",
@@ -98,6 +103,7 @@ class Chronicle:
             path=error.where or str(self.target.source),
             hint=error.hint,
             source=self.target.source,
+            **_found_out(error),
         )
 
     def failed(self, error: OSError | SpancatDaemonError, trigger: Trigger) -> str:
@@ -148,13 +154,66 @@ class Chronicle:
         action = "the folder, or the lock in it, was deleted, moved or replaced: what is there now is held"
         self._log.warning("release.recovered", actions=[action], release=live)
 
-    def rolled_back(self, swapped: Swapped) -> None:
-        """Somebody made an earlier release live."""
+    def rolled_back(self, swapped: Swapped, reason: str) -> None:
+        """An earlier release was made live: for a reason that was found out, or because somebody said so."""
         self._log.warning(
             "release.rolled_back",
             release=swapped.release.id,
             from_release=swapped.previous.id if swapped.previous else None,
+            reason=reason or "somebody asked for it",
+            automatic=bool(reason),
             history_seq=swapped.record.seq,
+        )
+
+    def promoted(self, swapped: Swapped) -> None:
+        """A rejected snapshot was made live after all."""
+        self._log.warning(
+            "release.promoted",
+            release=swapped.release.id,
+            history_seq=swapped.record.seq,
+            **swapped.record.data["promoted"],
+        )
+
+    def notified(self, swap: Swap, done: Done) -> None:
+        """Somebody was told of a swap, or could not be."""
+        fields = {
+            "release": swap.release,
+            "kind": done.kind,
+            "target": done.target,
+            "tries": done.tries,
+            "seconds": round(done.seconds, 6),
+        }
+        if done.ok:
+            self._log.info("notification.done", **fields)
+        else:
+            log = self._log.error if done.required else self._log.warning
+            log("notification.failed", reason=done.reason, required=done.required, **fields)
+
+    def observed(self, swap: Swap, reason: str, checks: int) -> None:
+        """A release's probation came to its end; `reason` is empty if all is well with it."""
+        if reason:
+            self._log.error("health.failed", release=swap.release, reason=reason, checks=checks)
+        else:
+            self._log.info("health.passed", release=swap.release, checks=checks)
+
+    def stays(self, release: str, reason: str, why: str) -> None:
+        """A release that should go stays live, for want of another."""
+        self._log.error("release.rollback_failed", release=release, reason=reason, stays_because=why)
+
+    def conclude_failed(self, release: str, error: OSError | SpancatDaemonError) -> None:
+        """That all followed a swap could not be recorded; the next start does it again."""
+        self._log.warning("release.conclude_failed", release=release, reason=str(error))
+
+    def corrupted(self, release: Release, findings: Sequence[Finding], *, live: bool) -> None:
+        """The bytes of a stored release are not what they were."""
+        self._log.error(
+            "release.corrupted",
+            release=release.id,
+            live=live,
+            path=release.path,
+            findings=[f"{finding.path}: {finding.reason}" for finding in findings[:_MOST_FINDINGS]],
+            found=len(findings),
+            hint="roll back" if live else "it is never rolled back to; retention lets it go in time",
         )
 
     def pinned(self, release: str, *, pinned: bool) -> None:
@@ -169,3 +228,11 @@ class Chronicle:
     def prune_failed(self, error: OSError | SpancatDaemonError) -> None:
         """Retention could not do its work; the next one tries again."""
         self._log.error("release.prune_failed", reason=str(error))
+
+
+def _found_out(error: Rejected) -> dict[str, Any]:
+    """What a verification found out about a snapshot that it rejected."""
+    if not isinstance(error, Refused):
+        return {}
+    found = error.verification
+    return {"snapshot": error.snapshot, "level": found.level, "gates": found.gates}

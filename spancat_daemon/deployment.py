@@ -8,39 +8,41 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from spancat_daemon.checkpoint.settle import Unsettled, file_clock_ns
 from spancat_daemon.chronicle import Chronicle
-from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, UsageError, Vanished
-from spancat_daemon.release import lease
+from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, Vanished
+from spancat_daemon.follow_up import FollowUp
+from spancat_daemon.holding import Holding
+from spancat_daemon.promotion import promote
 from spancat_daemon.release.copying import UnreadableSourceError
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.folder import DeploymentFolder
-from spancat_daemon.release.history import History
-from spancat_daemon.release.pruning import prune
-from spancat_daemon.release.recovery import recover
-from spancat_daemon.release.retention import decide
+from spancat_daemon.release.pruning import prune, verdicts_on
 from spancat_daemon.release.staging import Abandoned
-from spancat_daemon.release.swap import make_live
-from spancat_daemon.snapshot import UNMEASURED, Known, Request, Tools, Unchanged, overwrite_details, take
+from spancat_daemon.rollback import go_back
+from spancat_daemon.snapshot import Known, Refusal, Request, Tools, Unchanged, take
+from spancat_daemon.verify.verification import stamps_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from datetime import datetime
     from types import TracebackType
 
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
-    from spancat_daemon.config.model import Keep
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.folder import Release
+    from spancat_daemon.release.history import Record
     from spancat_daemon.release.retention import Verdict
     from spancat_daemon.snapshot import Trigger
+    from spancat_daemon.verify.digests import Finding
+    from spancat_daemon.verify.warm import WarmLoaders
 
-Status = Literal["published", "unchanged", "unsettled", "vanished", "rejected", "failed", "abandoned"]
+Status = Literal[
+    "published", "unchanged", "unsettled", "vanished", "rejected", "failed", "abandoned", "probation"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,38 +78,69 @@ class Deployment:
         OSError: it can't be created, read or written (on entering).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all but the first are named, and most have a default
         self,
         target: Target,
         *,
         min_free_bytes: int,
         log: Logger,
+        loaders: WarmLoaders,
         has_logged: Callable[[str, str], bool] = lambda _rule, _sha256: False,
         holder: str = "spancat-daemon",
         monotonic: Callable[[], float] = time.monotonic,
         now_ns: Callable[[], int] = file_clock_ns,
         durability: Durability = DURABLE,
+        wake: Callable[[], None] = lambda: None,
+        resumes: bool = False,
     ) -> None:
-        """Prepares to hold the folder of `target`; `has_logged` tells if the log file has a history line."""
+        """Prepares to hold a folder.
+
+        Args:
+            target: whose.
+            min_free_bytes: what must stay free on its file system.
+            log: where it tells what happens.
+            loaders: who loads snapshots to see them work.
+            has_logged: whether the log file has a line of the history, by rule and digest.
+            holder: who holds it, for people.
+            monotonic: seconds that never step.
+            now_ns: the wall clock that the file system stamps files with.
+            durability: how bytes are made to stay.
+            wake: told when a snapshot begins, or ends, to wait for something that leaves room for others.
+            resumes: whether it takes up, on entering, what was to follow a swap and did not come to its end.
+        """
         self.target = target
         self.folder = DeploymentFolder(target.deploy)
         self.min_free_bytes = min_free_bytes
         self._chronicle = Chronicle(target, self.folder, log=log, has_logged=has_logged)
-        self._holder = holder
+        self._resumes = resumes
         self._stop = threading.Event()
         self._tools = Tools(
             monotonic=monotonic,
             now_ns=now_ns,
             durability=durability,
-            on_recovered=lambda recovered: self._chronicle.recovered(recovered, self._writable()),
+            recover=self.recover,
             on_settled=lambda _tree: None,
             on_staging=lambda: None,
             abandoned=self._stop.is_set,
+            loaders=loaders,
+            verifying=lambda name: self._holding.let_others_in(name, wake),
         )
-        self._mutex = threading.RLock()
-        self._held = ExitStack()
-        self._is_held: Callable[[], bool] = lambda: False
-        self._history: History | None = None
+        self._holding = Holding(
+            self.folder,
+            self._chronicle,
+            holder=holder,
+            kind=lambda: self.target.watch.swap,
+            now=self._tools.now,
+            durability=durability,
+        )
+        self._follow_up = FollowUp(
+            self.folder,
+            self._holding,
+            self._chronicle,
+            go_back=lambda leaving, reason: self._go_back(None, leaving=leaving, reason=reason, unwell=True),
+            wake=wake,
+            monotonic=monotonic,
+        )
         self._known = Known()
         self._known_of = target
         self._judged: Tree | None = None
@@ -127,42 +160,33 @@ class Deployment:
         A folder that was deleted, moved or replaced is held no more, whatever lock is left of it: then what
         is there now is taken. Parts of it that are missing are made again.
         """
-        with self._mutex:
-            lost = self._history is not None and not self._is_held()
-            if lost:
-                self._held.close()
-                self._known = Known()
-            if self._history is not None:
-                self.folder.prepare(self._tools.durability)
-                return
+        with self._holding.alone:
             if self._stop.is_set():
                 raise Abandoned("the deployment was given up", where=str(self.folder.path))
-            with ExitStack() as held:
-                self.folder.prepare(self._tools.durability)
-                self._is_held = held.enter_context(self.folder.lock(self._holder))
-                history = held.enter_context(
-                    History.open(
-                        self.folder.history_path, durability=self._tools.durability, clock=self._tools.now
-                    )
-                )
-                held.callback(self._forget_history)
-                self._history = history
-                self.recover()
-                self._held = held.pop_all()
-            if lost:
-                self._chronicle.held_anew(self.live_id())
+            if self._holding.take():
+                self._known = Known()
+                if self._resumes:
+                    self._follow_up.resume(self.target.watch)
 
     def close(self) -> None:
-        """Lets the folder go once the work under way has ended."""
-        with self._mutex:
-            self._held.close()
-
-    def _forget_history(self) -> None:
-        self._history = None
+        """Lets the folder go once the work under way has ended, and all that is to follow a swap."""
+        self._follow_up.wait()
+        self._holding.let_go()
 
     def abandon(self) -> None:
-        """Makes a snapshot under way give up soon, and refuses further ones; for a stop."""
+        """Makes what is under way give up soon, and refuses further snapshots; for a stop."""
         self._stop.set()
+        self._follow_up.stop()
+
+    @property
+    def verifying(self) -> bool:
+        """Whether a snapshot is being verified, which takes no more of this process than a thread."""
+        return self._holding.lets_others_in
+
+    @property
+    def on_probation(self) -> str | None:
+        """Id of the live release, until it is seen to do well, or nobody asks."""
+        return self._follow_up.on_probation
 
     def retarget(self, target: Target, *, min_free_bytes: int) -> None:
         """Takes over the settings of a reloaded rule with the same folder, from the next snapshot on."""
@@ -170,13 +194,7 @@ class Deployment:
 
     def recover(self) -> None:
         """Repairs what a crash left in the folder and logs each swap that the log has not seen."""
-        with self._mutex:
-            history = self._writable()
-            self._chronicle.missed(history)  # before recovery makes further commits
-            recovered = recover(
-                self.folder, history=history, durability=self._tools.durability, kind=self.target.watch.swap
-            )
-            self._chronicle.recovered(recovered, history)
+        self._holding.recover()
 
     # -- snapshots ------------------------------------------------------------------------------------------
 
@@ -189,9 +207,13 @@ class Deployment:
             since_s: monotonic time at which the asking began; now, if it is not given.
         """
         began = self._tools.monotonic() if since_s is None else since_s
-        with self._mutex:
+        with self._holding.alone:
             try:
                 self.hold()
+                if not force and (waits_for := self.on_probation) is not None:
+                    return Result(
+                        "probation", waits_for, f"{waits_for} is on probation; --force does not wait for it"
+                    )
                 return self._snapshot(Request(trigger, force, began))
             except Vanished as error:
                 return self._result("vanished", error)
@@ -213,7 +235,7 @@ class Deployment:
             request,
             target,
             self.folder,
-            self._writable(),
+            self._holding.history,
             min_free_bytes=self.min_free_bytes,
             known=self._known,
             tools=replace(
@@ -239,7 +261,7 @@ class Deployment:
             self._chronicle.unchanged(request, outcome)
             return Result("unchanged", outcome.live, "the content is live already", tree=outcome.tree)
         self._known = Known(live=(outcome.tree, outcome.swapped.release.id))
-        self._chronicle.swapped(outcome.swapped.record)
+        self._swapped(outcome.swapped.record)
         self._retain()
         return Result("published", outcome.swapped.release.id, tree=outcome.tree)
 
@@ -249,67 +271,100 @@ class Deployment:
         """Makes the previous release, or the named one, live; what it leaves isn't promoted again unforced.
 
         Args:
-            name: which; None: the one that was live before.
-            leaving: id of the release that whoever asks wants to get away from; another one may have gone
-                live since, and the one before it is just that one.
+            name: which; None: the one that was live before, or the next one further back that is whole.
+            leaving: id of the release that whoever asks wants to get away from.
 
         Returns:
             The payload of ``release.overwrite``.
 
         Raises:
-            UsageError: there is nothing to roll back to, or the named release is live already.
-            NoSuchRelease: there is no release of that name.
-            OSError: the folder could not be written; what was live still is, or the history says what is.
+            UsageError, NoSuchRelease, SpancatDaemonError, OSError: see `go_back`.
         """
-        began = self._tools.monotonic()
-        with self._mutex:
-            history = self._ready()
-            live = self.folder.live()
-            target = (
-                self.folder.previous(history=history)
-                if name is None
-                else self.folder.find(name, history=history)
-            )
-            if live is None or target is None:
-                raise UsageError(
-                    "there is no earlier release to roll back to",
-                    where=str(self.folder.path),
-                    hint="`list` shows what there is",
-                )
-            if target.id == live.id:
-                raise UsageError(f"{target.id} is live already", where=str(self.folder.path))
-            if leaving is not None and live.id != leaving:
-                raise SpancatDaemonError(
-                    f"{live.id} went live meanwhile, in place of {leaving}",
-                    where=str(self.folder.path),
-                    hint="roll back again if it is to go too, or name the release to go back to",
-                )
-            swapped = make_live(
+        return self._go_back(name, leaving=leaving)
+
+    def _go_back(
+        self,
+        name: str | None,
+        *,
+        leaving: str | None,
+        trigger: Literal["rollback", "recovery"] = "rollback",
+        reason: str = "",
+        unwell: bool = False,
+    ) -> Mapping[str, Any]:
+        with self._holding.alone:
+            history = self._holding.ready()
+            swapped = go_back(
+                self.target,
                 self.folder,
-                target,
-                kind=self.target.watch.swap,
-                history=history,
-                details=overwrite_details(target.manifest, live.manifest)
-                | {
-                    "rule": self.target.rule,
-                    "trigger": "rollback",
-                    "forced": True,
-                    "bytes_written": 0,
-                    "settle_s": 0.0,
-                    "stage_s": 0.0,
-                    "verify_s": 0.0,
-                    **UNMEASURED,
-                },
-                durability=self._tools.durability,
-                monotonic=self._tools.monotonic,
-                finish=lambda swap_s: {
-                    "swap_s": round(swap_s, 6),
-                    "total_s": round(self._tools.monotonic() - began, 6),
-                },
+                history,
+                name=name,
+                leaving=leaving,
+                tools=self._tools,
+                passed_over=lambda passed, found: self._chronicle.corrupted(passed, found, live=False),
+                trigger=trigger,
+                reason=reason,
+                unwell=unwell,
             )
             self._known = Known()
-            self._chronicle.rolled_back(swapped)
-            return self._chronicle.swapped(swapped.record)
+            self._chronicle.rolled_back(swapped, reason)
+            return self._swapped(swapped.record)
+
+    def promote(self, name: str, *, force: bool, reason: str) -> Mapping[str, Any]:
+        """Makes a rejected snapshot live: if it passes now, or with `force` whatever was found out about it.
+
+        Returns:
+            The payload of ``release.overwrite``, or of ``release.published`` if it is the first.
+
+        Raises:
+            NoSuchRelease, Rejected, Moved, SpancatDaemonError, OSError: see `promotion.promote`.
+        """
+        with self._holding.alone:
+            history = self._holding.ready()
+            swapped = promote(
+                self.target,
+                self.folder,
+                history,
+                name=name,
+                force=force,
+                reason=reason,
+                tools=self._tools,
+            )
+            self._known = Known()
+            self._chronicle.promoted(swapped)
+            payload = self._swapped(swapped.record)
+            self._retain()
+            return payload
+
+    def corrupted(self, release: Release, findings: Sequence[Finding], *, heal: bool) -> None:
+        """Tells of a stored release whose bytes have changed; if it is live, another one may take its place.
+
+        Args:
+            release: which.
+            findings: what is wrong with it, at least one.
+            heal: make the last good release live if this one is. It is not barred: as soon as its checkpoint
+                is looked at again, and still has the same content, it is published anew.
+        """
+        live = self.live_id() == release.id
+        self._chronicle.corrupted(release, findings, live=live)
+        if not (live and heal):
+            return
+        first = findings[0]
+        try:
+            self._go_back(
+                None,
+                leaving=release.id,
+                trigger="recovery",
+                reason=f"{release.id} is corrupted: {first.path}: {first.reason}",
+            )
+        except (OSError, SpancatDaemonError) as error:
+            self._chronicle.stays(release.id, "it is corrupted", str(error))
+
+    def _swapped(self, record: Record) -> Mapping[str, Any]:
+        payload = self._chronicle.swapped(record)
+        self._follow_up.begin(record, self.target.watch)
+        return payload
+
+    # -- retention ------------------------------------------------------------------------------------------
 
     def pin(self, name: str) -> str:
         """Makes retention leave a release alone; returns its id."""
@@ -320,8 +375,8 @@ class Deployment:
         return self._pin(name, pinned=False)
 
     def _pin(self, name: str, *, pinned: bool) -> str:
-        with self._mutex:
-            history = self._ready()
+        with self._holding.alone:
+            history = self._holding.ready()
             release = self.folder.find(name, history=history)
             if (release.id in self.folder.pins()) != pinned:
                 (self.folder.pin if pinned else self.folder.unpin)(release.id)
@@ -337,8 +392,8 @@ class Deployment:
             ``{id, kept_because, pruned}`` of each release, newest first; in a dry run `pruned` says what
             would be.
         """
-        with self._mutex:
-            self._ready()
+        with self._holding.alone:
+            self._holding.ready()
             verdicts = self.verdicts()
             gone = {verdict.release.id for verdict in verdicts if not verdict.kept_because}
             if not dry_run:
@@ -354,8 +409,8 @@ class Deployment:
 
     def verdicts(self) -> list[Verdict]:
         """What retention says of each release now, newest first."""
-        return retention_verdicts(
-            self.folder, self.target.watch.keep, self._tools.now(), history=self._writable()
+        return verdicts_on(
+            self.folder, self.target.watch.keep, self._tools.now(), history=self._holding.history
         )
 
     def _retain(self) -> None:
@@ -365,7 +420,7 @@ class Deployment:
             self._chronicle.prune_failed(error)
 
     def _prune(self, verdicts: Sequence[Verdict]) -> list[Release]:
-        gone = prune(self.folder, verdicts, history=self._writable(), durability=self._tools.durability)
+        gone = prune(self.folder, verdicts, history=self._holding.history, durability=self._tools.durability)
         self._chronicle.pruned(gone)
         return gone
 
@@ -375,7 +430,8 @@ class Deployment:
         self._chronicle.rejected(error, trigger, self._judged)
         # What could not be read may be readable the next time, though nothing has changed.
         if self._judged is not None and not isinstance(error.__cause__, (OSError, UnreadableSourceError)):
-            self._known = replace(self._known, refused=(self._judged, error))
+            refused = Refusal(self._judged, stamps_of(self.target.watch), self.live_id(), error)
+            self._known = replace(self._known, refused=refused)
         return self._result("rejected", error)
 
     def _failed(self, error: OSError | SpancatDaemonError, trigger: Trigger) -> Result:
@@ -386,7 +442,8 @@ class Deployment:
 
     def _judge(self, request: Request, tree: Tree) -> None:
         self._judged = tree
-        known = [seen[0] for seen in (self._known.live, self._known.refused) if seen is not None]
+        live, refused = self._known.live, self._known.refused
+        known = (live[0] if live else None, refused.tree if refused else None)
         if request.trigger == "change" and tree not in known:
             self._chronicle.changed(tree)
 
@@ -397,31 +454,3 @@ class Deployment:
         except (OSError, SpancatDaemonError):
             return None
         return live.id if live else None
-
-    def _ready(self) -> History:
-        """The history of a folder that is held, and in which nothing is left to be concluded."""
-        self.hold()
-        self.recover()
-        return self._writable()
-
-    def _writable(self) -> History:
-        if self._history is None:
-            raise SpancatDaemonError("the deployment folder was let go", where=str(self.folder.path))
-        return self._history
-
-
-def retention_verdicts(
-    folder: DeploymentFolder, keep: Keep, now: datetime, *, history: History | None = None
-) -> list[Verdict]:
-    """What retention says of each release of a folder, newest first; only reads."""
-    releases, previous = folder.releases(), folder.previous(history=history)
-    live = next((release for release in releases if release.live), None)
-    return decide(
-        releases,
-        keep,
-        live_id=live.id if live else None,
-        previous_id=previous.id if previous else None,
-        pinned=folder.pins(),
-        leased=lambda release: lease.is_leased(release.path),
-        now=now,
-    )

@@ -1,4 +1,4 @@
-"""The way of a checkpoint, top to bottom: settle, plan, stage, judge, publish.
+"""The way of a checkpoint, top to bottom: settle, plan, stage, verify, seal, publish.
 
 Retention and the log follow in :mod:`spancat_daemon.deployment`, after the swap is in the history. Nothing
 here knows of threads, schedules or sockets: a trigger becomes a :class:`Request`, and what came of it is an
@@ -12,26 +12,34 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from spancat_daemon.checkpoint.contents import plan
+from spancat_daemon.checkpoint.progress import progress
 from spancat_daemon.checkpoint.settle import Unsettled, examine
 from spancat_daemon.checkpoint.tree import Source
-from spancat_daemon.errors import RolledBack
+from spancat_daemon.errors import Moved, Rejected, RolledBack
+from spancat_daemon.release import rejects
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.manifest import Manifest, release_id
-from spancat_daemon.release.recovery import recover
 from spancat_daemon.release.staging import discard, seal, stage
 from spancat_daemon.release.swap import Swapped, publish
+from spancat_daemon.verify.gates import Candidate
+from spancat_daemon.verify.verdict import Subject
+from spancat_daemon.verify.verification import stamps_of, terms_of, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from spancat_daemon.checkpoint.contents import Plan
+    from spancat_daemon.checkpoint.progress import Progress
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
-    from spancat_daemon.errors import Rejected
+    from spancat_daemon.config.model import Watch
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History
-    from spancat_daemon.release.recovery import Recovered
     from spancat_daemon.release.staging import Staged
+    from spancat_daemon.verify.verdict import Verification
+    from spancat_daemon.verify.verification import Stamps, Terms
+    from spancat_daemon.verify.warm import WarmLoaders
 
 Trigger = Literal["change", "schedule", "signal", "manual", "startup", "rollback", "recovery"]
 
@@ -49,6 +57,20 @@ class Request:
     trigger: Trigger
     forced: bool
     since_s: float
+
+
+class Refused(Rejected):
+    """A snapshot that did not pass its verification.
+
+    Attributes:
+        snapshot: the id it is kept as among the rejected ones.
+        verification: what was found out.
+    """
+
+    def __init__(self, snapshot: str, verification: Verification, *, where: str, hint: str) -> None:
+        super().__init__(verification.reason, where=where, hint=hint)
+        self.snapshot = snapshot
+        self.verification = verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +100,35 @@ Outcome = Published | Unchanged | Unsettled
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """What was rejected, as long as nothing changes that it was held against.
+
+    Attributes:
+        tree: stamps of the checkpoint.
+        terms: stamps of the files that the rule's terms come from.
+        live: id of the release that was live.
+        error: why.
+    """
+
+    tree: Tree
+    terms: Stamps
+    live: str | None
+    error: Rejected
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What earlier looks at a checkpoint told, so that the same files are not judged, or copied, twice.
 
     Attributes:
         live: stamps of the checkpoint whose content is live, and the id of the release it is live as.
-        refused: stamps of the one that was rejected last, and why.
+        refused: what was rejected last.
         glimpse: stamps an unsettled checkpoint had at the last look; ``writer = "any"`` compares with them.
         glimpsed_s: monotonic time of the first look in a row that saw them.
     """
 
     live: tuple[Tree, str] | None = None
-    refused: tuple[Tree, Rejected] | None = None
+    refused: Refusal | None = None
     glimpse: Tree | None = None
     glimpsed_s: float = 0.0
 
@@ -102,18 +141,23 @@ class Tools:
         monotonic: seconds that never step.
         now_ns: the wall clock that the file system stamps files with.
         durability: how bytes are made to stay.
-        on_recovered: told what recovery found before the publish.
+        recover: brings the folder and its history into agreement.
         on_settled: told the stamps of a checkpoint that is proven settled.
         on_staging: told the moment it begins to be staged.
         abandoned: asked while bytes are copied; True gives the snapshot up by :class:`Abandoned`.
+        loaders: who loads it to see it work.
+        verifying: held, with the name in staging, while that lasts, which may be long: the folder is not
+            changed meanwhile by this snapshot, and may be by others. Raises on its end if it was let go.
     """
 
     monotonic: Callable[[], float]
     now_ns: Callable[[], int]
-    on_recovered: Callable[[Recovered], None]
+    recover: Callable[[], None]
     on_settled: Callable[[Tree], None]
     on_staging: Callable[[], None]
     abandoned: Callable[[], bool]
+    loaders: WarmLoaders
+    verifying: Callable[[str], AbstractContextManager[None]]
     durability: Durability = DURABLE
 
     def now(self) -> datetime:
@@ -144,8 +188,9 @@ def take(
 
     Raises:
         Vanished: there is no checkpoint.
-        Rejected: this checkpoint must not go live.
-        Moved: it changed while it was copied.
+        Rejected: this checkpoint must not go live; Refused, if its verification says so.
+        CannotVerify, BadProbes: nothing could be found out about it.
+        Moved: it changed while it was copied, or what is live did while it was verified.
         Lacking: the file system has too little space.
         OSError: the deployment folder could not be written; nothing is live that was not before.
     """
@@ -163,15 +208,17 @@ def take(
             return settled
         settled_at = tools.monotonic()
         tools.on_settled(settled.tree)
-        recovered = recover(folder, history=history, durability=tools.durability, kind=watch.swap)
-        tools.on_recovered(recovered)
+        tools.recover()
         live = folder.live()
         if not request.forced:
             if live is not None and known.live == (settled.tree, live.id):
                 return Unchanged(live.id, settled.tree, read=False)
-            if known.refused is not None and settled.tree == known.refused[0]:
-                raise known.refused[1].with_traceback(None)  # else each time adds to it, and keeps its frames
+            refused = known.refused
+            looks = (settled.tree, stamps_of(watch), live.id if live else None)
+            if refused is not None and looks == (refused.tree, refused.terms, refused.live):
+                raise refused.error.with_traceback(None)  # else each time adds to it, and keeps its frames
         planned = plan(settled, contents=watch.contents, component=watch.component)
+        step = progress(source, settled.layout, writer=watch.writer) if watch.gate.min_step else None
         tools.on_staging()
         staged = stage(
             planned,
@@ -187,12 +234,32 @@ def take(
     try:
         if live is not None and not request.forced and staged.content_sha256 == live.manifest.content_sha256:
             return Unchanged(live.id, settled.tree, read=True)
-        _refuse_rolled_back(request, staged, history)
+        terms = terms_of(watch, live)
+        if not request.forced:
+            _refuse_known(folder, history, staged, terms)
+        with tools.verifying(staged.path.name):
+            verification = verify(
+                _subject(staged),
+                _candidate(staged, step),
+                live,
+                terms,
+                tools.loaders,
+                abandoned=tools.abandoned,
+            )
+        still_live(folder, live)
+        verified_at = tools.monotonic()
         manifest = _describe(
-            request, target, staged, live, folder.next_sequence(history=history), tools.now()
+            request,
+            target,
+            staged,
+            live,
+            folder.next_sequence(history=history),
+            tools.now(),
+            verification,
         )
+        if not verification.passed:
+            raise _kept(folder, staged, manifest, verification, last=watch.keep_rejected, tools=tools)
         seal(staged, manifest, tools.durability)
-        sealed_at = tools.monotonic()
         swapped = publish(
             folder,
             staged,
@@ -204,7 +271,8 @@ def take(
                 "bytes_written": staged.bytes_written,
                 "settle_s": round(settled_at - request.since_s, 6),
                 "stage_s": round(staged_at - settled_at, 6),
-                "verify_s": round(sealed_at - staged_at, 6),
+                "verify_s": round(verified_at - staged_at, 6),
+                **follow_up(watch),
                 **UNMEASURED,
             },
             durability=tools.durability,
@@ -215,12 +283,17 @@ def take(
             },
         )
     finally:
-        discard(staged)  # what became a release is no longer there to discard
+        discard(staged)  # what became a release, or was kept as rejected, is no longer there to discard
     return Published(swapped, settled.tree)
 
 
 UNMEASURED: Final = {"swap_s": None, "total_s": None}
 """What a commit says until its end is known, and for good if recovery has to make it from the intent."""
+
+
+def follow_up(watch: Watch) -> dict[str, Any]:
+    """What the history says of a swap that somebody is to be told of, or that is to be seen to do well."""
+    return {"follow_up": True} if watch.after or watch.health is not None else {}
 
 
 def overwrite_details(manifest: Manifest, previous: Manifest | None) -> dict[str, Any]:
@@ -246,14 +319,73 @@ def overwrite_details(manifest: Manifest, previous: Manifest | None) -> dict[str
         "labels_removed": sorted(before - set(manifest.labels)),
         "metrics": dict(manifest.metrics),
         "source": manifest.source,
+        "verified": manifest.verification.get("level", "none"),
+        "gates": list(manifest.verification.get("gates", ())),
     }
 
 
-def _refuse_rolled_back(request: Request, staged: Staged, history: History) -> None:
-    if not request.forced and staged.content_sha256 in history.barred():
+def _refuse_known(folder: DeploymentFolder, history: History, staged: Staged, terms: Terms) -> None:
+    """Raises what was found out before about the same content: it need not be asked again."""
+    if staged.content_sha256 in history.barred():
         raise RolledBack(
             "its content was live and was rolled back", hint="`snapshot --force` makes it live again"
         )
+    kept = rejects.refusal(folder, staged.content_sha256, terms.sha256)
+    if kept is not None:
+        raise Rejected(
+            f"was rejected before, as {kept.id}: {kept.manifest.verification.get('reason', '')}",
+            hint="`snapshot --force` verifies it again, `promote` overrules",
+        )
+
+
+def still_live(folder: DeploymentFolder, live: Release | None) -> None:
+    """Raises Moved if another release went live while a snapshot was compared with this one."""
+    now = folder.live()
+    if (now.id if now else None) != (live.id if live else None):
+        raise Moved("what is live changed while it was verified", where=str(folder.path))
+
+
+def _kept(
+    folder: DeploymentFolder,
+    staged: Staged,
+    manifest: Manifest,
+    verification: Verification,
+    *,
+    last: int,
+    tools: Tools,
+) -> Refused:
+    """Keeps what was rejected, to be looked into, and returns the rejection to raise."""
+    hint = f"`show` has the figures, `promote` overrules: {manifest.id}" if last else ""
+    try:
+        rejects.keep(folder, staged, manifest, last=last, durability=tools.durability)
+    except OSError as error:
+        hint = f"it could not be kept to be looked into: {error.strerror or error}"
+    return Refused(manifest.id, verification, where=manifest.source, hint=hint)
+
+
+def _subject(staged: Staged) -> Subject:
+    chosen = staged.plan
+    return Subject(
+        path=staged.path,
+        component=chosen.component,
+        model_sha256=staged.model_sha256,
+        labels=chosen.labels,
+        spans_key=chosen.spans_key,
+        threshold=chosen.threshold,
+    )
+
+
+def _candidate(staged: Staged, step: Progress | None) -> Candidate:
+    chosen = staged.plan
+    return Candidate(
+        labels=chosen.labels,
+        metrics=chosen.metrics,
+        metrics_may_be_stale=chosen.metrics_may_be_stale,
+        spans_key=chosen.spans_key,
+        bytes=staged.bytes,
+        steps=step,
+        verdict=None,
+    )
 
 
 def _describe(
@@ -263,9 +395,9 @@ def _describe(
     live: Release | None,
     sequence: int,
     created: datetime,
+    verification: Verification,
 ) -> Manifest:
     chosen: Plan = staged.plan
-    verification: Mapping[str, Any] = {"level": "structure", "passed": True}
     return Manifest(
         id=release_id(sequence, created, staged.content_sha256),
         sequence=sequence,
@@ -284,12 +416,12 @@ def _describe(
         lang=chosen.lang,
         pipeline=chosen.pipeline,
         spacy_version=chosen.spacy_version,
-        verifier=None,
+        verifier=verification.verifier,
         metrics=chosen.metrics,
         metrics_may_be_stale=chosen.metrics_may_be_stale,
         files=staged.files,
         model_sha256=staged.model_sha256,
         content_sha256=staged.content_sha256,
         previous=live.id if live else None,
-        verification=verification,
+        verification=verification.document,
     )

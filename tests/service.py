@@ -145,16 +145,21 @@ def until(condition: Callable[[], bool], *, timeout_s: float = 30, what: str = "
         pause.wait(0.02)
 
 
-def configure(folder: Path, *, more: str = "", rules: str = "", **values: Any) -> Path:
+def configure(
+    folder: Path, *, more: str = "", rules: str = "", level: str | None = "structure", **values: Any
+) -> Path:
     """Writes a daemon.toml with one rule, ``products``, whose keys are `values`.
 
     Args:
         folder: where it is written; relative paths are relative to it.
         more: further keys and tables of the rule.
         rules: whole tables after it.
+        level: how deep snapshots are verified. The default is to load them, in a second's time; None leaves
+            that to it, or to `more`.
         values: keys of the rule besides, or instead of, the usual ones.
     """
     keys = {"source": "runs/model-best", "deploy": "models/products", **values}
+    verify = f'verify = {{ level = "{level}" }}' if level else ""
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in keys.items())
     config = folder / "daemon.toml"
     config.write_text(
@@ -165,6 +170,7 @@ min_free = "1MiB"
 [[watch]]
 name = "products"
 {lines}
+{verify}
 {more}
 {rules}
 """

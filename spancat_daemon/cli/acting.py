@@ -52,6 +52,7 @@ def _deployment(chosen: Scope, rule: str, verb: str) -> Iterator[Deployment]:
 
     from spancat_daemon.deployment import Deployment  # noqa: PLC0415  # as above
     from spancat_daemon.observe import logs  # noqa: PLC0415
+    from spancat_daemon.verify.warm import WarmLoaders  # noqa: PLC0415
 
     configuration = chosen.configuration
     target = chosen.target(rule)
@@ -60,13 +61,17 @@ def _deployment(chosen: Scope, rule: str, verb: str) -> Iterator[Deployment]:
     # What a person reads beside the command's data; the log file gets JSON whatever this says
     output = logs.configure(configuration.log.model_copy(update={"format": "console"}), stream=sys.stderr)
     try:
-        with Deployment(
-            target,
-            min_free_bytes=configuration.daemon.min_free,
-            log=logs.get_logger(),
-            has_logged=output.has_history,
-            holder=f"spancat-daemon {verb}",
-        ) as deployment:
+        with (
+            WarmLoaders(at_most=1) as loaders,
+            Deployment(
+                target,
+                min_free_bytes=configuration.daemon.min_free,
+                log=logs.get_logger(),
+                loaders=loaders,
+                has_logged=output.has_history,
+                holder=f"spancat-daemon {verb}",
+            ) as deployment,
+        ):
             yield deployment
     finally:
         output.close()

@@ -1,4 +1,4 @@
-"""Turns flags into work: at most one snapshot per target, and no more at once than there are workers.
+"""Turns flags into work: at most one snapshot per target, and not many more at once than there are workers.
 
 Triggers of any thread only raise a flag (:meth:`Dispatcher.flag`); the service's loop calls
 :meth:`Dispatcher.turn`, which starts what is due. A target that was flagged while its snapshot was under way
@@ -8,7 +8,7 @@ is looked at again afterwards, so no change is missed and none is waited for.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,13 @@ TORN_AFTER_S = 10.0
 
 MANUAL_PATIENCE_S = 10.0
 """How long a snapshot that somebody waits for may find the checkpoint unsettled before it says so."""
+
+VERIFYING_PER_WORKER = 4
+"""A snapshot that is being verified is a child's work and takes no worker; so many of them, for each worker,
+may be under way or wait for a child before further snapshots wait."""
+
+PROBATION_LOOK_S = 1.0
+"""How often a snapshot that waits for the end of a probation asks for it, besides being told."""
 
 RETRY_FIRST_S = 5.0
 RETRY_LAST_S = 300.0
@@ -82,7 +89,9 @@ class _Lane:
     def state(self) -> str:
         """One word for ``status``."""
         if self.running is not None:
-            return "snapshot"
+            return "verifying" if self.deployment.verifying else "snapshot"
+        if self.deployment.on_probation is not None:
+            return "probation"
         if self.flag is not None and self.due_s is None:
             return "queued"
         if self.failures:
@@ -121,7 +130,6 @@ class Dispatcher:
     log: Logger
     _lanes: dict[str, _Lane] = field(default_factory=dict)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
-    _pool: ThreadPoolExecutor | None = None
     _stopped: bool = False
 
     def keep(self, deployments: Iterable[Deployment]) -> None:
@@ -157,16 +165,18 @@ class Dispatcher:
         now = self.monotonic()
         soonest: float | None = None
         with self._mutex:
-            under_way = sum(lane.running is not None for lane in self._lanes.values())
+            running = [lane for lane in self._lanes.values() if lane.running is not None]
+            under_way = sum(not lane.deployment.verifying for lane in running)
+            room = (1 + VERIFYING_PER_WORKER) * self.workers - len(running)
             for lane in self._lanes.values():
                 if lane.running is not None or lane.flag is None:
                     continue
                 if lane.due_s is not None and lane.due_s > now:
                     soonest = lane.due_s if soonest is None else min(soonest, lane.due_s)
-                elif under_way < self.workers:
+                elif under_way < self.workers and room > 0:
                     lane.running, lane.flag, lane.due_s = lane.flag, None, None
-                    under_way += 1
-                    self._submit(lane, lane.running)
+                    under_way, room = under_way + 1, room - 1
+                    self._begin(lane, lane.running)
         return None if soonest is None else max(soonest - now, 0.0)
 
     def status(self, rule: str) -> LaneStatus:
@@ -196,8 +206,6 @@ class Dispatcher:
             lanes = dict(self._lanes)
             for lane in lanes.values():
                 lane.deployment.abandon()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
         deadline = self.monotonic() + timeout_s
         pause = threading.Event()
         while any(lane.running for lane in lanes.values()) and self.monotonic() < deadline:
@@ -211,16 +219,10 @@ class Dispatcher:
 
     def resize(self, workers: int) -> None:
         """Changes how many snapshots may be under way at once; those under way go on."""
-        if workers != self.workers:
-            self.workers = workers
-            old, self._pool = self._pool, None
-            if old is not None:
-                old.shutdown(wait=False)
+        self.workers = workers
 
-    def _submit(self, lane: _Lane, flag: Flag) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="snapshot")
-        self._pool.submit(self._run, lane, flag)
+    def _begin(self, lane: _Lane, flag: Flag) -> None:
+        threading.Thread(target=self._run, args=(lane, flag), name="snapshot", daemon=True).start()
 
     def _run(self, lane: _Lane, flag: Flag) -> None:
         try:
@@ -239,6 +241,9 @@ class Dispatcher:
     def _settle_up(self, lane: _Lane, flag: Flag, result: Result) -> None:
         now = self.monotonic()
         lane.failures = lane.failures + 1 if result.status == "failed" else 0
+        if result.status == "probation":
+            self._wait_for_probation(lane, flag, result, now)
+            return
         if result.status in {"unsettled", "vanished"}:
             self._wait_for_trainer(lane, flag, result, now)
             return
@@ -252,6 +257,14 @@ class Dispatcher:
             delay_s = min(RETRY_FIRST_S * 2 ** (lane.failures - 1), RETRY_LAST_S)
             due_s = now + delay_s
             self._again(lane, replace(flag, waiters=(), since_s=due_s), due_s)
+
+    def _wait_for_probation(self, lane: _Lane, flag: Flag, result: Result, now: float) -> None:
+        """Keeps the flag up until it is known whether what is live does well."""
+        lane.last_reason = result.reason
+        if flag.waiters and now - flag.since_s >= MANUAL_PATIENCE_S:
+            _answer(flag, result)
+            flag = replace(flag, waiters=())
+        self._again(lane, flag, now + PROBATION_LOOK_S)
 
     def _wait_for_trainer(self, lane: _Lane, flag: Flag, result: Result, now: float) -> None:
         """Keeps the flag up until the checkpoint settles; a change that comes meanwhile has its own."""

@@ -12,15 +12,32 @@ if TYPE_CHECKING:
 
     from spancat_daemon.config.expand import Target
     from spancat_daemon.observe.logs import Logger
+    from spancat_daemon.verify.warm import WarmLoaders
 
 
 class Holdings:
     """One :class:`Deployment` per deployment folder: a rule's new settings keep its folder held."""
 
-    def __init__(self, *, log: Logger, has_logged: Callable[[str, str], bool]) -> None:
-        """Starts with none; `has_logged` tells whether the log file has a history line."""
+    def __init__(
+        self,
+        *,
+        log: Logger,
+        has_logged: Callable[[str, str], bool],
+        loaders: WarmLoaders,
+        wake: Callable[[], None],
+    ) -> None:
+        """Starts with none.
+
+        Args:
+            log: where the deployments tell what happens.
+            has_logged: whether the log file has a history line.
+            loaders: who loads the snapshots of all of them.
+            wake: told when one of them leaves room for others.
+        """
         self._log = log
         self._has_logged = has_logged
+        self._loaders = loaders
+        self._wake = wake
         self._by_folder: dict[Path, Deployment] = {}
 
     def all(self) -> list[Deployment]:
@@ -39,6 +56,9 @@ class Holdings:
             log=self._log,
             has_logged=self._has_logged,
             holder="spancat-daemon run",
+            loaders=self._loaders,
+            wake=self._wake,
+            resumes=True,
         )
 
     def follow(

@@ -56,6 +56,12 @@ class Requests:
                     _text(body, "release", optional=True), leaving=_text(body, "leaving", optional=True)
                 ),
             ),
+            ("POST", "/v1/promote"): lambda body: self._on_folder(
+                body,
+                lambda held: held.promote(
+                    _text(body, "release"), force=_flag(body, "force"), reason=_text(body, "reason")
+                ),
+            ),
             ("POST", "/v1/pin"): lambda body: self._on_folder(
                 body, lambda held: held.pin(_text(body, "release"))
             ),

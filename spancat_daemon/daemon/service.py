@@ -28,11 +28,13 @@ from spancat_daemon.daemon.dispatch import Dispatcher
 from spancat_daemon.daemon.holdings import Holdings
 from spancat_daemon.daemon.overdue import LastRuns
 from spancat_daemon.daemon.requests import Requests
+from spancat_daemon.daemon.scrub import Scrubber
 from spancat_daemon.daemon.watching import jobs, watched
 from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
 from spancat_daemon.observe import logs, systemd
 from spancat_daemon.triggers.filesystem import FilesystemTrigger
 from spancat_daemon.triggers.schedule import ScheduleTrigger
+from spancat_daemon.verify.warm import WarmLoaders
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,8 +43,10 @@ if TYPE_CHECKING:
 
     from spancat_daemon.config.model import Configuration
     from spancat_daemon.deployment import Deployment
+    from spancat_daemon.release.folder import Release
     from spancat_daemon.triggers.filesystem import WatchEvent
     from spancat_daemon.triggers.schedule import ScheduleEvent
+    from spancat_daemon.verify.digests import Finding
 
 CHECK_EVERY_S = 2.0
 """How often watches and clocks are checked for the faults that no event tells of."""
@@ -89,7 +93,10 @@ class Service:
         self._next_check_s = self._next_canary_s = self._next_reconcile_s = self._next_feed_s = 0.0
         interval_s = systemd.watchdog_interval_s()
         self._feed_every_s = interval_s / 3 if interval_s else None
-        self.holdings = Holdings(log=self.log, has_logged=self._has_logged)
+        self._loaders = WarmLoaders(at_most=_loaders_for(configuration))
+        self.holdings = Holdings(
+            log=self.log, has_logged=self._has_logged, loaders=self._loaders, wake=self.wake
+        )
         self.dispatcher = Dispatcher(
             workers=configuration.daemon.workers, monotonic=time.monotonic, wake=self.wake, log=self.log
         )
@@ -99,6 +106,12 @@ class Service:
             canary_path=configuration.daemon.state_dir / "canary",
         )
         self.schedule = ScheduleTrigger(on_due=self._mark_due, on_event=self._tell_schedule)
+        self._scrubber = Scrubber(
+            deployments=self.holdings.all,
+            state_path=configuration.daemon.state_dir / "scrub.json",
+            on_corrupted=self._heal,
+            log=self.log,
+        )
         self._last_runs = LastRuns(configuration.daemon.state_dir / "schedules.json")
         self._requests = Requests(self)
         self._control: ControlServer | None = None
@@ -161,6 +174,9 @@ class Service:
     def _has_logged(self, rule: str, history_sha256: str) -> bool:
         return self._output.has_history(rule, history_sha256)
 
+    def _heal(self, deployment: Deployment, release: Release, findings: Sequence[Finding]) -> None:
+        deployment.corrupted(release, findings, heal=self.configuration.daemon.heal)
+
     # -- startup --------------------------------------------------------------------------------------------
 
     def _catch_signals(self, ending: ExitStack) -> None:
@@ -184,12 +200,15 @@ class Service:
             "daemon.started", version=__version__, pid=os.getpid(), configuration=configuration.path
         )
         ending.push(self._ended)
+        ending.callback(self._loaders.close)
         ending.callback(self._release_folders)
         self.filesystem.start()
         ending.callback(self.filesystem.stop)
         self.schedule.start()
         ending.callback(self.schedule.stop)
         ending.callback(self._end_work)  # the first to go, so that whoever waits at the socket has an answer
+        self._scrubber.start()
+        ending.callback(self._scrubber.stop)
         self._follow(hold=False)
         self._flag_all("startup")
         self._flag_overdue()
@@ -217,6 +236,7 @@ class Service:
             self._next_check_s = now + CHECK_EVERY_S
             self.filesystem.check()
             self.schedule.check_clock()
+            self._loaders.reap()
         if now >= self._next_reconcile_s:
             if self._next_reconcile_s:
                 self._follow(hold=False)
@@ -328,6 +348,7 @@ class Service:
             wanted += [target for target in held if target.rule not in present]
         changed, dropped = self.holdings.follow(wanted, min_free_bytes=chosen.daemon.min_free, hold=hold)
         self.configuration = chosen
+        self._scrubber.configure(every_s=chosen.daemon.scrub_every, rate_bytes=chosen.daemon.scrub_rate)
         attended = watched(chosen, wanted)
         self._patterns = {watch.key for watch in attended if watch.pattern is not None}
         self.filesystem.set_watched(attended)
@@ -381,6 +402,7 @@ class Service:
             self._stop_listening()
             self._control = control
         self.dispatcher.resize(fresh.daemon.workers)
+        self._loaders.resize(_loaders_for(fresh))
         self._next_reconcile_s = min(self._next_reconcile_s, time.monotonic() + fresh.daemon.reconcile_every)
         for deployment in changed:
             self.dispatcher.flag(deployment.target.rule, "startup")
@@ -420,6 +442,11 @@ class Service:
         if error is not None:
             self.log.error("daemon.failed", reason=str(error) or repr(error), error=error)
         self.log.info("daemon.stopped", signal=self._stop_signal)
+
+
+def _loaders_for(configuration: Configuration) -> int:
+    """How many snapshots are loaded at once: one that hangs until its limit must not keep all others."""
+    return max(configuration.daemon.workers, 2)
 
 
 def _told(event: WatchEvent | ScheduleEvent) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from spancat_daemon.release import lease, trash
 from spancat_daemon.release.current import CannotSwap
 from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.removal import remove_tree
+from spancat_daemon.release.retention import decide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
+    from spancat_daemon.config.model import Keep
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History
@@ -68,3 +71,20 @@ def prune(
             os.close(readers_out)
         gone.append(release)
     return gone
+
+
+def verdicts_on(
+    folder: DeploymentFolder, keep: Keep, now: datetime, *, history: History | None = None
+) -> list[Verdict]:
+    """What retention says of each release of a folder, newest first; only reads."""
+    releases, previous = folder.releases(), folder.previous(history=history)
+    live = next((release for release in releases if release.live), None)
+    return decide(
+        releases,
+        keep,
+        live_id=live.id if live else None,
+        previous_id=previous.id if previous else None,
+        pinned=folder.pins(),
+        leased=lambda release: lease.is_leased(release.path),
+        now=now,
+    )

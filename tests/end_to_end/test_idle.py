@@ -22,6 +22,7 @@ def test_a_hundred_idle_rules_are_small_and_quiet(tmp_path: Path) -> None:
         rules += (
             f'[[watch]]\nname = "r{number}"\nsource = "runs/{number}/model-best"\n'
             f'deploy = "models/{number}"\nschedule = [{{ every = "1h" }}]\n'
+            'verify = {{ level = "structure" }}\n'
         )
     with Daemon(configure(tmp_path, rules=rules)) as daemon:
         daemon.wait_for("release.published", count=RULES)

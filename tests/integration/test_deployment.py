@@ -16,6 +16,7 @@ from spancat_daemon.deployment import Deployment
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import copying
 from spancat_daemon.release.durability import Durability
+from spancat_daemon.verify.warm import WarmLoaders
 from tests.judgement import history, sound
 from tests.pipelines import build
 from tests.service import configure
@@ -73,7 +74,12 @@ def disk() -> Failing:
 def held(tmp_path: Path, log: Log, disk: Failing) -> Iterator[Deployment]:
     build("default", tmp_path / "runs/model-best")
     (target,) = targets(load(configure(tmp_path)))
-    with Deployment(target, min_free_bytes=0, log=cast("Logger", log), durability=disk) as deployment:
+    with (
+        WarmLoaders(at_most=1) as loaders,
+        Deployment(
+            target, min_free_bytes=0, log=cast("Logger", log), loaders=loaders, durability=disk
+        ) as deployment,
+    ):
         yield deployment
 
 
@@ -140,7 +146,7 @@ def test_judging_the_same_checkpoint_again_and_again_keeps_nothing(held: Deploym
     held.rollback(None)
     assert look(held, "change").status == "rejected"
     assert held._known.refused is not None
-    error = held._known.refused[1]
+    error = held._known.refused.error
     frames = set()
     for _ in range(5):
         assert look(held, "change").status == "rejected"

@@ -36,6 +36,7 @@ class Site:
         self.config.write_text(
             '[daemon]\nmin_free = "1MiB"\n'
             '[[watch]]\nname = "products"\nsource = "runs/model-best"\ndeploy = "models"\n'
+            'verify = { level = "structure" }\n'
             "[watch.keep]\nlast = 2\n"
         )
 

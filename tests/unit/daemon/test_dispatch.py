@@ -13,9 +13,11 @@ import pytest
 from spancat_daemon.checkpoint.tree import Tree
 from spancat_daemon.daemon.dispatch import (
     MANUAL_PATIENCE_S,
+    PROBATION_LOOK_S,
     RETRY_FIRST_S,
     RETRY_LAST_S,
     TORN_AFTER_S,
+    VERIFYING_PER_WORKER,
     Dispatcher,
 )
 from spancat_daemon.deployment import Result
@@ -40,6 +42,8 @@ class Held:
     asked: queue.SimpleQueue[tuple[str, bool]] = field(default_factory=queue.SimpleQueue)
     results: queue.SimpleQueue[Result | Exception] = field(default_factory=queue.SimpleQueue)
     given_up: bool = False
+    verifying: bool = False
+    on_probation: str | None = None
 
     @property
     def target(self) -> Any:
@@ -139,6 +143,36 @@ def test_no_more_snapshots_at_once_than_workers(scene: Scene) -> None:
     assert scene.runs("c") == ("change", False)
     scene.ends(PUBLISHED, "b")
     scene.ends(PUBLISHED, "c")
+
+
+def test_a_snapshot_that_is_verified_takes_no_worker_but_there_is_an_end() -> None:
+    rules = [f"v{number}" for number in range(VERIFYING_PER_WORKER + 2)]
+    scene = Scene(*rules, workers=1)
+    for rule in rules:
+        scene.flag(rule)
+    for rule in rules[:-1]:
+        assert scene.runs(rule) == ("change", False)
+        scene.rests(rules[-1])
+        scene.held[rule].verifying = True
+    assert scene.dispatcher.status(rules[0]).state == "verifying"
+    scene.rests(rules[-1])  # it would only wait for a child, with a staged copy on the disk
+    scene.ends(PUBLISHED, rules[0])
+    assert scene.runs(rules[-1]) == ("change", False)
+    for rule in rules[1:]:
+        scene.ends(PUBLISHED, rule)
+
+
+def test_what_waits_for_a_probation_is_asked_for_again(scene: Scene) -> None:
+    scene.flag()
+    scene.runs()
+    scene.held["a"].on_probation = "1"
+    scene.ends(Result("probation", "1", "1 is on probation"))
+    assert scene.rests() == PROBATION_LOOK_S
+    assert scene.dispatcher.status("a").state == "probation"
+    scene.now += PROBATION_LOOK_S
+    scene.held["a"].on_probation = None
+    assert scene.runs() == ("change", False)
+    scene.ends(PUBLISHED)
 
 
 def test_a_failure_is_tried_again_later_and_later(scene: Scene) -> None:

@@ -1,0 +1,114 @@
+"""Going back: an earlier release becomes live again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from spancat_daemon.errors import SpancatDaemonError, UsageError
+from spancat_daemon.release.swap import Swapped, make_live
+from spancat_daemon.snapshot import UNMEASURED, follow_up, overwrite_details
+from spancat_daemon.verify.digests import faults_of
+from spancat_daemon.verify.last_good import good_release
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from spancat_daemon.config.expand import Target
+    from spancat_daemon.release.folder import DeploymentFolder, Release
+    from spancat_daemon.release.history import History
+    from spancat_daemon.snapshot import Tools
+    from spancat_daemon.verify.digests import Finding
+
+
+def go_back(
+    target: Target,
+    folder: DeploymentFolder,
+    history: History,
+    *,
+    name: str | None,
+    leaving: str | None,
+    tools: Tools,
+    passed_over: Callable[[Release, Sequence[Finding]], None],
+    trigger: Literal["rollback", "recovery"] = "rollback",
+    reason: str = "",
+    unwell: bool = False,
+) -> Swapped:
+    """Makes an earlier release live, after reading all of it: a corrupted one never is.
+
+    Args:
+        target: whose release.
+        folder: its deployment folder, locked and recovered.
+        history: its history, open for writing.
+        name: which release; None: the last one before the live one that is whole.
+        leaving: id of the release that whoever asks wants to get away from; another one may have gone live
+            since, and the one before it is just that one.
+        tools: clocks and durability.
+        passed_over: told of each release that would have been gone back to, had it been whole.
+        trigger: "rollback" bars what it leaves from going live again unforced; "recovery" does not.
+        reason: why, for the log and the history.
+        unwell: whether the content of what is live is at fault: then it is no target in another release.
+
+    Raises:
+        UsageError: there is nothing to go back to, or the named release is live already.
+        NoSuchRelease: there is no release of that name.
+        SpancatDaemonError: another release than `leaving` is live, or the named one is corrupted.
+        OSError: the folder could not be written; what was live still is, or the history says what is.
+    """
+    began = tools.monotonic()
+    where = str(folder.path)
+    live = folder.live()
+    live_id = live.id if live is not None else folder.current_state().id or history.live
+    if live_id is not None and leaving is not None and live_id != leaving:
+        raise SpancatDaemonError(
+            f"{live_id} went live meanwhile, in place of {leaving}",
+            where=where,
+            hint="roll back again if it is to go too, or name the release to go back to",
+        )
+    if name is not None:
+        chosen: Release | None = folder.find(name, history=history)
+    else:
+        not_content = live.manifest.content_sha256 if live is not None and unwell else ""
+        chosen = good_release(folder, history, not_content=not_content, passed_over=passed_over)
+    if live_id is None or chosen is None:
+        raise UsageError(
+            "there is no earlier release to roll back to", where=where, hint="`list` shows what there is"
+        )
+    if chosen.id == live_id:
+        raise UsageError(f"{chosen.id} is live already", where=where)
+    if name is not None:
+        _must_be_whole(chosen)
+    return make_live(
+        folder,
+        chosen,
+        kind=target.watch.swap,
+        history=history,
+        details=overwrite_details(chosen.manifest, live.manifest if live is not None else None)
+        | {
+            "rule": target.rule,
+            "trigger": trigger,
+            "forced": True,
+            "bytes_written": 0,
+            "settle_s": 0.0,
+            "stage_s": 0.0,
+            "verify_s": 0.0,
+            **({"reason": reason} if reason else {}),
+            **follow_up(target.watch),
+            **UNMEASURED,
+        },
+        durability=tools.durability,
+        monotonic=tools.monotonic,
+        finish=lambda swap_s: {
+            "swap_s": round(swap_s, 6),
+            "total_s": round(tools.monotonic() - began, 6),
+        },
+    )
+
+
+def _must_be_whole(release: Release) -> None:
+    findings = faults_of(release)
+    if findings:
+        raise SpancatDaemonError(
+            f"is corrupted: {findings[0].path or 'it'} {findings[0].reason}",
+            where=str(release.path),
+            hint="`verify --all` shows which releases are whole",
+        )
