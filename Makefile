@@ -19,6 +19,9 @@ CANDIDATES := $(PYTHON) python3 python3.13 python3.12
 # More arguments for the program that a target runs: make demo ARGS=--keep, make test ARGS='-k retention -x'
 ARGS ?=
 
+# How many tests run side by side; 0: one after another, as --pdb needs it.
+WORKERS ?= auto
+
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
@@ -27,8 +30,20 @@ setup: $(STAMP)  ## the environment in .venv, as requirements.lock pins it
 demo: $(STAMP)  ## train a tiny spancat for real and deploy it while it trains (ARGS=--keep keeps its folder)
 	@exec $(BIN)/spancat-daemon demo $(ARGS)
 
+# All tests but the benchmarks: side by side, then those that must have the machine to themselves. $(1) shows the
+# coverage of both. Exit status 5, nothing was selected, as by ARGS='-k idle', counts only if it is so in both.
+define run_tests
+beside=0 alone=0
+$(BIN)/pytest -m "not benchmark and not alone" -n $(WORKERS) --maxprocesses=8 --dist=worksteal --cov --cov-report= $(ARGS) || beside=$$?
+case $$beside in 0|1|5) ;; *) exit $$beside ;; esac
+$(BIN)/pytest -m "not benchmark and alone" --cov --cov-append --cov-report= $(ARGS) || alone=$$?
+case $$alone in 0|1|5) ;; *) exit $$alone ;; esac
+$(1)
+case $$beside$$alone in 00|05|50) ;; *1*) exit 1 ;; *) exit 5 ;; esac
+endef
+
 test: lint  ## the checks of `lint`, then all tests, with coverage
-	@exec $(BIN)/pytest -m "not benchmark" --cov --cov-report=term-missing:skip-covered $(ARGS)
+	@$(call run_tests,$(BIN)/coverage report)
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -36,7 +51,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 coverage: $(STAMP)  ## the tests, with coverage as pages in htmlcov/
-	@exec $(BIN)/pytest -m "not benchmark" --cov --cov-report=html $(ARGS)
+	@$(call run_tests,$(BIN)/coverage html)
 
 bench: $(STAMP)  ## the measurements of tests/benchmarks
 	@exec $(BIN)/pytest -m benchmark --durations=0 -s tests/benchmarks $(ARGS)

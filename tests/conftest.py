@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
+
+from tests import serving_python as old_server
+from tests.once import of_this_run
 
 _SAYS_SOMETHING = (
     "CONFIGURATION_DIRECTORY",
@@ -17,6 +22,19 @@ _SAYS_SOMETHING = (
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
 )
+
+
+def pytest_configure() -> None:
+    of_this_run()  # before there are workers, which share it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background by a shell without job control; what tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def serving_python() -> old_server.ServingPython:
+    """The interpreter of a server with an old spaCy; see there."""
+    return old_server.find_or_install()
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,13 @@
 """Real, tiny, trained spaCy pipelines of every shape a span categorizer comes in.
 
-Each is built once per test process and copied with its times afterwards, so that asking for one costs
+Each is built once per test run and copied with its times afterwards, so that asking for one costs
 milliseconds. Generations of one variant share everything but the weights, as the checkpoints of one
 training do.
 """
 
 from __future__ import annotations
 
-import atexit
 import shutil
-import tempfile
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,8 +17,11 @@ from spacy.training import Example
 from spacy.vectors import Vectors
 from thinc.api import fix_random_seed
 
+from tests.once import once
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from spacy.language import Language
 
@@ -163,21 +162,22 @@ def _pipe(nlp: Language, name: str) -> Any:
     return nlp.get_pipe(name)  # spaCy types it as a mere callable
 
 
-@lru_cache(maxsize=1)
-def _cache() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="pipelines-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
-
-
-@lru_cache(maxsize=256)
 def _built(
     variant: str, generation: int, seed: int, steps: int, vectors_mb: float, width: int, rows: int
 ) -> Path:
-    folder = _cache() / f"{variant}-{generation}-{seed}-{steps}-{vectors_mb}-{width}-{rows}"
-    if generation:
-        before = _built(variant, generation - 1, seed, steps, vectors_mb, width, rows)
-        return train_more(before, folder, seed=seed + generation)
+    def make(folder: Path) -> None:
+        if generation:
+            before = _built(variant, generation - 1, seed, steps, vectors_mb, width, rows)
+            train_more(before, folder, seed=seed + generation)
+        else:
+            _build(folder, variant, seed, steps, vectors_mb, width, rows)
+
+    return once(f"{variant}-{generation}-{seed}-{steps}-{vectors_mb}-{width}-{rows}", make)
+
+
+def _build(
+    folder: Path, variant: str, seed: int, steps: int, vectors_mb: float, width: int, rows: int
+) -> None:
     fix_random_seed(seed)
     nlp = _assemble(variant, vectors_mb, width, rows)
     examples = _examples(nlp)
@@ -185,7 +185,6 @@ def _built(
     optimizer.learn_rate = 0.01
     _update(nlp, examples, optimizer, steps=steps, frozen=())
     _save(nlp, examples, folder)
-    return folder
 
 
 def _examples(nlp: Language) -> list[Example]:

@@ -6,21 +6,19 @@ first: what it records is what the trainer is about to write, before the first b
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import spacy
 from spacy.tokens import DocBin, Span, SpanGroup
+
+from tests.once import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +181,7 @@ class Trainer:
         (self.folder / "config.cfg").write_text(_CONFIG)
         (self.folder / "callbacks.py").write_text(_CALLBACKS)
         overrides = {
-            "paths.data": _data(),
+            "paths.data": once("corpus.spacy", _corpus),
             "paths.journal": self._journal,
             "training.eval_frequency": self._eval_frequency,
             "training.max_steps": self._max_steps,
@@ -267,16 +265,11 @@ class Trainer:
             time.sleep(0.002)
 
 
-@lru_cache(maxsize=1)
-def _data() -> Path:
-    """The corpus, made once per test process."""
-    folder = Path(tempfile.mkdtemp(prefix="spancat-daemon-corpus-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+def _corpus(file: Path) -> None:
     nlp = spacy.blank("en")
     docs = DocBin()
     for text, spans in _SENTENCES * 5:
         doc = nlp(text)
         doc.spans["sc"] = SpanGroup(doc, spans=[Span(doc, *span) for span in spans])
         docs.add(doc)
-    docs.to_disk(folder / "corpus.spacy")
-    return folder / "corpus.spacy"
+    docs.to_disk(file)

@@ -268,10 +268,11 @@ def _steps() -> Iterator[Any]:
     elif command == "every-point":
         for name in arguments:
             yield {"name": name} | every_point(Path(path) / name, name)
-    else:  # "one": what strace looks at
-        action, kind = arguments
+    else:  # "do": once is what strace looks at, more often is what it needs before
+        action, kind, times = arguments
         folder, history, _ = start(Path(path))
-        do(folder, history, action, kind)  # type: ignore[arg-type]
+        for _ in range(int(times)):
+            do(folder, history, action, kind)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
