@@ -8,10 +8,10 @@ import pwd
 import secrets
 import shutil
 import stat
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
+from spancat_daemon.cli.finding import Finding
 from spancat_daemon.config.expand import glob_root, targets
 from spancat_daemon.observe.render import size
 from spancat_daemon.release.folder import DeploymentFolder
@@ -27,27 +27,6 @@ _COUNTED_DIRECTORIES = 100_000
 _JOIN = "add the daemon's user to the trainer's group"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        level: "ok", "warning" (works, but not as well as it could) or "error" (does not work).
-        about: the rule, or the part of the configuration.
-        text: what was found.
-        hint: what to do about it; may be empty.
-    """
-
-    level: Literal["ok", "warning", "error"]
-    about: str
-    text: str
-    hint: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """The finding as ``check --json`` prints it."""
-        return asdict(self)
-
-
 def inspect(configuration: Configuration) -> Iterator[Finding]:
     """Looks at everything that the daemon will need, as the user who runs this.
 
@@ -58,9 +37,7 @@ def inspect(configuration: Configuration) -> Iterator[Finding]:
     unreadable: list[Path] = []
     now = targets(configuration, unreadable=lambda folder, _: unreadable.append(folder))
     for watch in configuration.watch:
-        yield from _source(
-            watch, [target for target in now if target.watch is watch or target.watch == watch]
-        )
+        yield from _source(watch, [target for target in now if target.watch.name == watch.name])
     roots = {glob_root(watch.source) for watch in configuration.watch}
     for folder in sorted({*unreadable} - roots):  # of a root its rule tells
         yield Finding("error", "watch", f"{folder} can't be searched for checkpoints by {_user()}", _JOIN)

@@ -103,14 +103,13 @@ def _of_probes(located: Located, key: KeyPath, path: Path) -> Iterator[Problem]:
     try:
         read_probes(path)
     except BadProbes as error:
-        if not error.problems:
-            yield located.problem(key, f"verify.probes: {path}: {error.reason}")
-        for count, problem in enumerate(error.problems):
-            message = problem.message
-            if count == MOST_SHOWN - 1 and len(error.problems) > MOST_SHOWN:
-                message += f"; and there are {len(error.problems) - MOST_SHOWN} more"
-            if count < MOST_SHOWN:
-                yield Problem(problem.line, problem.column, message, problem.text, str(path))
+        for problem in error.problems[:MOST_SHOWN]:
+            if problem.line:
+                yield Problem(problem.line, problem.column, problem.message, problem.text, str(path))
+            else:  # the file as a whole
+                yield located.problem(key, f"verify.probes: {path} {problem.message}")
+        if len(error.problems) > MOST_SHOWN:
+            yield located.problem(key, f"verify.probes: {path} has more problems than these {MOST_SHOWN}")
 
 
 def _not_gold(path: Path) -> str:

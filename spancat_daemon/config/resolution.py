@@ -102,7 +102,10 @@ class _Resolving:
             program: a name without a slash is looked up on $PATH when it is run.
         """
         key: Any = path[-1]
-        held = key in holder if isinstance(holder, dict) else isinstance(holder, list) and len(holder) > key
+        if isinstance(holder, dict):
+            held = key in holder
+        else:
+            held = isinstance(holder, list) and isinstance(key, int) and key < len(holder)
         if not held or path in self.bad or not isinstance(holder[key], str):
             return
         value = holder[key]
