@@ -13,6 +13,7 @@ from spancat_daemon.snapshot import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from spancat_daemon.after.steps import Done
     from spancat_daemon.after.swap import Swap
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from spancat_daemon.release.recovery import Recovered
     from spancat_daemon.release.swap import Swapped
     from spancat_daemon.snapshot import Request, Trigger, Unchanged
-    from spancat_daemon.verify.digests import Finding
 
 QUIET_TRIGGERS = frozenset({"change", "startup"})
 """Triggers that nobody waits for: finding nothing new again is not worth a line in the log."""
@@ -149,6 +149,16 @@ class Chronicle:
                 self._unreadable.add(str(path))
                 self._log.error("release.unreadable", path=path, reason=reason)
 
+    def made_room(self, snapshots: Sequence[str]) -> None:
+        """The disk was too full for a snapshot, and rejected ones were let go for it."""
+        self._log.warning(
+            "disk.low",
+            reason="too little space: rejected snapshots were let go",
+            path=self._folder.rejected_path,
+            snapshots=list(snapshots),
+            hint="free some space, or keep fewer releases",
+        )
+
     def held_anew(self, live: str | None) -> None:
         """The folder was not the one any more that was held."""
         action = "the folder, or the lock in it, was deleted, moved or replaced: what is there now is held"
@@ -204,15 +214,15 @@ class Chronicle:
         """That all followed a swap could not be recorded; the next start does it again."""
         self._log.warning("release.conclude_failed", release=release, reason=str(error))
 
-    def corrupted(self, release: Release, findings: Sequence[Finding], *, live: bool) -> None:
+    def corrupted(self, release: str, path: Path, faults: Sequence[str], *, live: bool) -> None:
         """The bytes of a stored release are not what they were."""
         self._log.error(
             "release.corrupted",
-            release=release.id,
+            release=release,
             live=live,
-            path=release.path,
-            findings=[f"{finding.path}: {finding.reason}" for finding in findings[:_MOST_FINDINGS]],
-            found=len(findings),
+            path=path,
+            findings=list(faults[:_MOST_FINDINGS]),
+            found=len(faults),
             hint="roll back" if live else "it is never rolled back to; retention lets it go in time",
         )
 

@@ -17,17 +17,19 @@ from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, Vanished
 from spancat_daemon.follow_up import FollowUp
 from spancat_daemon.holding import Holding
 from spancat_daemon.promotion import promote
+from spancat_daemon.release import rejects
 from spancat_daemon.release.copying import UnreadableSourceError
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.pruning import prune, verdicts_on
-from spancat_daemon.release.staging import Abandoned
+from spancat_daemon.release.staging import Abandoned, Lacking
 from spancat_daemon.rollback import go_back
 from spancat_daemon.snapshot import Known, Refusal, Request, Tools, Unchanged, take
 from spancat_daemon.verify.verification import stamps_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from spancat_daemon.checkpoint.tree import Tree
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from spancat_daemon.release.history import Record
     from spancat_daemon.release.retention import Verdict
     from spancat_daemon.snapshot import Trigger
-    from spancat_daemon.verify.digests import Finding
     from spancat_daemon.verify.warm import WarmLoaders
 
 Status = Literal[
@@ -214,7 +215,13 @@ class Deployment:
                     return Result(
                         "probation", waits_for, f"{waits_for} is on probation; --force does not wait for it"
                     )
-                return self._snapshot(Request(trigger, force, began))
+                request = Request(trigger, force, began)
+                try:
+                    return self._snapshot(request)
+                except Lacking:
+                    if not self._make_room():
+                        raise
+                    return self._snapshot(request)
             except Vanished as error:
                 return self._result("vanished", error)
             except Moved as error:
@@ -225,6 +232,13 @@ class Deployment:
                 return self._rejected(error, trigger)
             except (OSError, SpancatDaemonError) as error:
                 return self._failed(error, trigger)
+
+    def _make_room(self) -> bool:
+        """Lets all rejected snapshots go; whether there were any."""
+        gone = rejects.let_go(self.folder, last=0, durability=self._tools.durability)
+        if gone:
+            self._chronicle.made_room(gone)
+        return bool(gone)
 
     def _snapshot(self, request: Request) -> Result:
         target, self._judged = self.target, None
@@ -300,7 +314,9 @@ class Deployment:
                 name=name,
                 leaving=leaving,
                 tools=self._tools,
-                passed_over=lambda passed, found: self._chronicle.corrupted(passed, found, live=False),
+                passed_over=lambda passed, found: self._chronicle.corrupted(
+                    passed.id, passed.path, [str(finding) for finding in found], live=False
+                ),
                 trigger=trigger,
                 reason=reason,
                 unwell=unwell,
@@ -335,29 +351,29 @@ class Deployment:
             self._retain()
             return payload
 
-    def corrupted(self, release: Release, findings: Sequence[Finding], *, heal: bool) -> None:
+    def corrupted(self, release: str, path: Path, faults: Sequence[str], *, live: bool, heal: bool) -> None:
         """Tells of a stored release whose bytes have changed; if it is live, another one may take its place.
 
         Args:
-            release: which.
-            findings: what is wrong with it, at least one.
+            release: its id.
+            path: its directory.
+            faults: what is wrong with it, at least one.
+            live: whether it is live.
             heal: make the last good release live if this one is. It is not barred: as soon as its checkpoint
                 is looked at again, and still has the same content, it is published anew.
         """
-        live = self.live_id() == release.id
-        self._chronicle.corrupted(release, findings, live=live)
+        self._chronicle.corrupted(release, path, faults, live=live)
         if not (live and heal):
             return
-        first = findings[0]
         try:
             self._go_back(
                 None,
-                leaving=release.id,
+                leaving=release,
                 trigger="recovery",
-                reason=f"{release.id} is corrupted: {first.path}: {first.reason}",
+                reason=f"{release} is corrupted: {faults[0]}",
             )
         except (OSError, SpancatDaemonError) as error:
-            self._chronicle.stays(release.id, "it is corrupted", str(error))
+            self._chronicle.stays(release, "it is corrupted", str(error))
 
     def _swapped(self, record: Record) -> Mapping[str, Any]:
         payload = self._chronicle.swapped(record)
@@ -397,6 +413,11 @@ class Deployment:
             verdicts = self.verdicts()
             gone = {verdict.release.id for verdict in verdicts if not verdict.kept_because}
             if not dry_run:
+                rejects.let_go(
+                    self.folder,
+                    last=self.target.watch.keep_rejected,
+                    durability=self._tools.durability,
+                )
                 gone = {release.id for release in self._prune(verdicts)}
             return [
                 {
@@ -446,6 +467,11 @@ class Deployment:
         known = (live[0] if live else None, refused.tree if refused else None)
         if request.trigger == "change" and tree not in known:
             self._chronicle.changed(tree)
+
+    @property
+    def recorded_live(self) -> str | None:
+        """The id of what the history says was made live last, whatever became of it."""
+        return self._holding.history.live
 
     def live_id(self) -> str | None:
         """The id of the live release; None if there is none, or the folder can't be read."""

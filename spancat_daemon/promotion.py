@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,8 @@ def promote(
         )
     finally:
         discard(staged)
-    rejects.forget(folder, rejected.id, tools.durability)
+    with contextlib.suppress(OSError):  # it is live: at worst it stays listed as rejected, too
+        rejects.forget(folder, rejected.id, tools.durability)
     return swapped
 
 

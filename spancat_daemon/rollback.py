@@ -108,7 +108,7 @@ def _must_be_whole(release: Release) -> None:
     findings = faults_of(release)
     if findings:
         raise SpancatDaemonError(
-            f"is corrupted: {findings[0].path or 'it'} {findings[0].reason}",
+            f"is corrupted: {findings[0]}",
             where=str(release.path),
             hint="`verify --all` shows which releases are whole",
         )

@@ -109,7 +109,8 @@ class Service:
         self._scrubber = Scrubber(
             deployments=self.holdings.all,
             state_path=configuration.daemon.state_dir / "scrub.json",
-            on_corrupted=self._heal,
+            on_corrupted=self._corrupted,
+            on_unreadable=self._unreadable_release,
             log=self.log,
         )
         self._last_runs = LastRuns(configuration.daemon.state_dir / "schedules.json")
@@ -174,8 +175,15 @@ class Service:
     def _has_logged(self, rule: str, history_sha256: str) -> bool:
         return self._output.has_history(rule, history_sha256)
 
-    def _heal(self, deployment: Deployment, release: Release, findings: Sequence[Finding]) -> None:
-        deployment.corrupted(release, findings, heal=self.configuration.daemon.heal)
+    def _corrupted(self, deployment: Deployment, release: Release, findings: Sequence[Finding]) -> None:
+        faults = [str(finding) for finding in findings]
+        heal = self.configuration.daemon.heal
+        deployment.corrupted(release.id, release.path, faults, live=release.live, heal=heal)
+
+    def _unreadable_release(self, deployment: Deployment, path: Path, reason: str, live: bool) -> None:
+        release = (deployment.recorded_live if live else None) or path.name
+        heal = self.configuration.daemon.heal
+        deployment.corrupted(release, path, [reason], live=live, heal=heal)
 
     # -- startup --------------------------------------------------------------------------------------------
 

@@ -192,20 +192,21 @@ class DeploymentFolder:
         releases = survey.releases
         if re.fullmatch(r"@[0-9]+", name):
             steps = int(name[1:])
-            back = self._back(survey, history)
-            if steps < len(back):
-                return back[steps]
+            live = next((release for release in releases if release.live), None)
+            back = [live, *self.before_live(history=history, survey=survey)]
+            if steps < len(back) and (found := back[steps]) is not None:
+                return found
             raise NoSuchRelease(
-                f"there is no {name}: only {max(len(back) - 1, 0)} releases lie before the live one",
+                f"there is no {name}: only {len(back) - 1} releases lie before the live one",
                 where=str(self.path),
             )
-        matches = _named(name, releases, [release.id for release in releases])
+        matches = fitting(name, releases, [release.id for release in releases])
         if len(matches) == 1:
             return matches[0]
         if matches:
             several = ", ".join(release.id for release in matches[:5])
             raise NoSuchRelease(f"{name!r} fits several releases: {several}", where=str(self.path))
-        for _, reason in _named(name, survey.broken, [path.name for path, _ in survey.broken]):
+        for _, reason in fitting(name, survey.broken, [path.name for path, _ in survey.broken]):
             raise SpancatDaemonError(reason, hint="it was left alone; `list` shows the others")
         newest = ", ".join(release.id for release in releases[:3])
         raise NoSuchRelease(
@@ -219,20 +220,26 @@ class DeploymentFolder:
 
         By the history, where a rollback takes out what it left; then by sequence, below those.
         """
-        back = self._back(self.survey(), history)
-        return back[1] if len(back) > 1 else None
+        back = self.before_live(history=history)
+        return back[0] if back else None
 
-    def _back(self, survey: Survey, history: History | None) -> list[Release]:
-        """Return the live release and those one would go back through from it, in that order."""
-        by_id = {release.id: release for release in survey.releases}
-        live = next((release for release in survey.releases if release.live), None)
+    def before_live(self, *, history: History | None = None, survey: Survey | None = None) -> list[Release]:
+        """Return the releases that one would go back through from the live one: ``@1``, ``@2``, ….
+
+        By the history first, then by sequence, below those. The live one itself may be damaged beyond
+        recognition.
+        """
+        survey = survey or self.survey()
+        history = history or History.reading(self.history_path)
+        live = survey.current.id or history.live
         if live is None:
             return []
-        order = list((history or History.reading(self.history_path)).live_order())
-        if live.id in order:
-            del order[order.index(live.id) :]
-        back = [live, *(by_id[name] for name in reversed(order) if name in by_id)]
-        lowest = min(release.sequence for release in back)
+        by_id = {release.id: release for release in survey.releases}
+        order = list(history.live_order())
+        if live in order:
+            del order[order.index(live) :]
+        back = [by_id[name] for name in reversed(order) if name in by_id]
+        lowest = min([parse_release_id(live) or 0, *(release.sequence for release in back)])
         return back + [release for release in survey.releases if release.sequence < lowest]
 
     def next_sequence(self, *, history: History | None = None) -> int:
@@ -306,7 +313,7 @@ def unique_bytes(path: Path) -> int:
     return sum(status.st_size for key, status in sizes.items() if status.st_nlink <= names[key])
 
 
-def _named(name: str, things: Sequence[_Thing], ids: Sequence[str]) -> list[_Thing]:
+def fitting(name: str, things: Sequence[_Thing], ids: Sequence[str]) -> list[_Thing]:
     """What a name means: an id, else a sequence number, else the start of ids."""
     number = int(name) if re.fullmatch(r"[0-9]+", name) else None
     ways: tuple[Callable[[str], bool], ...] = (

@@ -240,9 +240,9 @@ class Standing:
                 self.unconcluded = None
         elif record.kind == "recovered":
             self.unconcluded = None
-            for adopted in data.get("adopted", ()):
-                self.released.add(adopted)
-                self.highest = max(self.highest, parse_release_id(adopted) or 0)
+            adopted = data.get("adopted", ())
+            self.released.update(adopted)
+            self.highest = max(self.highest, *(parse_release_id(name) or 0 for name in adopted), 0)
             self._made_live(release, data, back=True)
         elif record.kind == "pruned" and isinstance(release, str):
             self.released.discard(release)

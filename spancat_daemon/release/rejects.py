@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from spancat_daemon.release import manifest as manifests
 from spancat_daemon.release import trash
 from spancat_daemon.release.durability import DURABLE
-from spancat_daemon.release.folder import NoSuchRelease, _named
+from spancat_daemon.release.folder import NoSuchRelease, fitting
 from spancat_daemon.release.manifest import MANIFEST_NAME, BadManifest, parse_release_id
 from spancat_daemon.release.removal import remove_tree
 from spancat_daemon.release.staging import discard, seal
@@ -140,7 +140,7 @@ def find_rejected(folder: DeploymentFolder, name: str) -> Release:
         NoSuchRelease: none or several; names the newest.
     """
     known = rejected(folder)
-    matches = _named(name, known, [release.id for release in known])
+    matches = fitting(name, known, [release.id for release in known])
     if len(matches) == 1:
         return matches[0]
     if matches:

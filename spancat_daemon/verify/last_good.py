@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spancat_daemon.release.history import History
-from spancat_daemon.release.manifest import parse_release_id
 from spancat_daemon.verify.digests import faults_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.verify.digests import Finding
@@ -40,7 +39,7 @@ def good_release(
         OSError: the folder or its history can't be read.
     """
     history = history or History.reading(folder.history_path)
-    for release in _back(folder, history):
+    for release in folder.before_live(history=history):
         content = release.manifest.content_sha256
         if content == not_content or content in history.barred():
             continue
@@ -49,25 +48,3 @@ def good_release(
             return release
         passed_over(release, findings)
     return None
-
-
-def _back(folder: DeploymentFolder, history: History) -> Iterator[Release]:
-    """Yield the releases before the live one, which needs no readable manifest, in the order of going back.
-
-    It is the order of ``@1``, ``@2``, …: by the history, then by sequence.
-    """
-    survey = folder.survey()
-    by_id = {release.id: release for release in survey.releases}
-    live = survey.current.id or history.live
-    if live is None:
-        return
-    order = list(history.live_order())
-    if live in order:
-        del order[order.index(live) :]
-    sequences = [parse_release_id(live) or 0]
-    for name in reversed(order):
-        if name in by_id:
-            sequences.append(by_id[name].sequence)
-            yield by_id[name]
-    lowest = min(sequences)
-    yield from (release for release in survey.releases if release.sequence < lowest)

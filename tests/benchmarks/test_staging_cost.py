@@ -24,10 +24,11 @@ import pytest
 
 from spancat_daemon.checkpoint.settle import CLOCK_REALTIME_COARSE
 from spancat_daemon.config.expand import Target
-from spancat_daemon.config.model import Keep, LogSettings, Watch
+from spancat_daemon.config.model import Keep, LogSettings, Verify, Watch
 from spancat_daemon.deployment import Deployment
 from spancat_daemon.observe.logs import configure, get_logger
 from spancat_daemon.release.removal import remove_tree
+from spancat_daemon.verify.warm import WarmLoaders
 from tests.benchmarks.pairs import Pair, measure, publish, table
 from tests.pipelines import build
 
@@ -72,7 +73,13 @@ class Trainer:
 
 
 def rule(checkpoint: Path, deploy: Path, keep: Keep) -> Target:
-    watch = Watch(name="bench", source=str(checkpoint), deploy=str(deploy), keep=keep)
+    watch = Watch(
+        name="bench",
+        source=str(checkpoint),
+        deploy=str(deploy),
+        keep=keep,
+        verify=Verify(level="structure"),  # what loading costs is measured by itself
+    )
     return Target(rule="bench", watch=watch, source=checkpoint, deploy=deploy)
 
 
@@ -81,7 +88,10 @@ def deployment(checkpoint: Path, deploy: Path) -> Iterator[Deployment]:
     output = configure(LogSettings(), stream=io.TextIOWrapper(io.BytesIO()))
     target = rule(checkpoint, deploy, KEEP_ALL)
     try:
-        with Deployment(target, min_free_bytes=0, log=get_logger()) as held:
+        with (
+            WarmLoaders(at_most=1) as loaders,
+            Deployment(target, min_free_bytes=0, log=get_logger(), loaders=loaders) as held,
+        ):
             yield held
     finally:
         output.close()
