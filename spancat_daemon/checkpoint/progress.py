@@ -82,13 +82,14 @@ def progress(source: Source, layout: Layout, *, writer: Writer = "spacy") -> Pro
         return _written(written["step"])
     if writer != "spacy":
         return _unknown('with writer = "any" times do not tell')
+    vocab = _status(source, "vocab")
     name = Path(f"/proc/self/fd/{source.fd}").readlink().name
     if name not in {_LAST, _BEST}:
         return _unknown(f"its folder is neither {_LAST} nor {_BEST}, so nothing is known of its writer")
     file_system = _file_system(source.fd)
     if file_system not in _ONE_CLOCK:
         return _unknown(f"times on {file_system or 'this file system'} do not tell")
-    return _by_times(source, layout, name)
+    return _by_times(source, layout, name, vocab)
 
 
 def _written(step: object) -> Progress:
@@ -97,8 +98,7 @@ def _written(step: object) -> Progress:
     return _unknown(f"{META_KEY}.step in its meta.json is not a number of steps")
 
 
-def _by_times(source: Source, layout: Layout, name: str) -> Progress:
-    vocab = _status(source, "vocab")
+def _by_times(source: Source, layout: Layout, name: str, vocab: os.stat_result) -> Progress:
     last_file = _status(source, "vocab/lookups.bin")
     early = min(_status(source, file).st_mtime_ns for file in ("meta.json", "config.cfg"))
     # lookups.bin is written after it is made. A directory that is newer got its entries otherwise: from a
@@ -106,7 +106,8 @@ def _by_times(source: Source, layout: Layout, name: str) -> Progress:
     disturbed = vocab.st_mtime_ns > last_file.st_mtime_ns
     # Setting its times sets the directory's ctime: as long as that is its mtime, nobody has.
     unfinished = name == _BEST and vocab.st_ctime_ns == vocab.st_mtime_ns
-    if (disturbed or unfinished) and 0 <= file_clock_ns() - vocab.st_mtime_ns < _COPYING_NS:
+    # A stamp can be finer than the clock of ticks, and so be ahead of it.
+    if (disturbed or unfinished) and abs(file_clock_ns() - vocab.st_mtime_ns) < _COPYING_NS:
         raise Moved("may still be being copied", where=f"{source.path}/vocab")
     if disturbed:
         return _unknown("its vocab folder was changed after it was saved, or its times were not kept")
