@@ -203,7 +203,7 @@ class _Looking:
 
 
 def _model(target: Target) -> _Model | None:
-    """The span categorizer of the checkpoint that is there now; None if that can't be told, as in mid-save."""
+    """The span categorizer of the checkpoint that is there; None if that can't be told, as in mid-save."""
     try:
         with Source.open(target.source) as source:
             files = source.scan().by_path

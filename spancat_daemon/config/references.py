@@ -104,10 +104,7 @@ def _of_probes(located: Located, key: KeyPath, path: Path) -> Iterator[Problem]:
         read_probes(path)
     except BadProbes as error:
         for problem in error.problems[:MOST_SHOWN]:
-            if problem.line:
-                yield Problem(problem.line, problem.column, problem.message, problem.text, str(path))
-            else:  # the file as a whole
-                yield located.problem(key, f"verify.probes: {path} {problem.message}")
+            yield Problem(problem.line, problem.column, problem.message, problem.text, str(path))
         if len(error.problems) > MOST_SHOWN:
             yield located.problem(key, f"verify.probes: {path} has more problems than these {MOST_SHOWN}")
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from spancat_daemon.config import patterns
 from spancat_daemon.config.expand import find_target, glob_root, targets
 from spancat_daemon.config.load import parse
+from spancat_daemon.config.model import RunCommand, SendSignal
 from spancat_daemon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,35 @@ def test_matches_come_in_order_and_a_plain_rule_always(configuration: Configurat
     assert found[1].source == tmp_path / "exp/a/run-10/model-best"
     assert found[1].deploy == tmp_path / "out/run-10/of-a"
     assert found[1].watch is configuration.watch[1]
+
+
+def test_paths_of_a_rules_tables_are_filled_in_for_each_match(tmp_path: Path) -> None:
+    text = (
+        TEXT
+        + """\
+[watch.verify]
+probes = "probes/{2}-{1}.jsonl"
+gold = "gold.spacy"
+[[watch.after]]
+command = ["told", "{1}"]
+[[watch.after]]
+signal = { pidfile = "/run/{1}.pid", name = "USR1" }
+"""
+    )
+    make(tmp_path, "exp/a/run-1/model-best", "exp/b/run-{1}/model-best")
+    rules = parse(text.replace("[0-9]", "?"), tmp_path / "daemon.toml", {})
+    first, second = targets(rules)[1:]
+    assert first.watch.verify.probes == tmp_path / "probes/run-1-a.jsonl"
+    assert first.watch.verify.gold == tmp_path / "gold.spacy"
+    command, signal = first.watch.after
+    assert isinstance(command, RunCommand)
+    assert command.command == ("told", "{1}")
+    assert isinstance(signal, SendSignal)
+    assert (signal.signal.pidfile, signal.signal.name) == (Path("/run/a.pid"), "USR1")
+    assert second.watch.verify.probes == tmp_path / "probes/run-{1}-b.jsonl"
+    # what did not change compares equal, which is how the daemon knows it from what did
+    assert targets(rules)[1] == first
+    assert find_target(rules, "runs/a/run-1") == first
 
 
 def test_a_match_is_any_thing_at_a_named_end_and_a_folder_at_a_wildcard(tmp_path: Path) -> None:
