@@ -20,7 +20,7 @@ import thinc
 
 from . import loading, probing, scoring, timing
 from .compatibility import is_for_a_newer, is_within, wanted_range
-from .confinement import left_processes
+from .confinement import left_processes, note_attempts
 from .words import one_line, reason_for
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Examiner:
     def __init__(self, confined: Sequence[str], memory: Memory) -> None:
         self._confined = list(confined)
         self._memory = memory
+        self._attempts: list[str] = []
+        note_attempts(self._attempts)
         # Those that libraries have started are no release's.
         self._has_processes = left_processes()
         # What is there now stays: no collection needs to look at it ever again.
@@ -62,6 +64,7 @@ class Examiner:
         """Return the answer to one request; never raises."""
         self._memory.forget_peak()
         held = self._memory.now_bytes()
+        self._attempts.clear()
         begun = time.monotonic()
         examined = _Examined()
         caught: list[warnings.WarningMessage] = []
@@ -75,10 +78,11 @@ class Examiner:
         if not self._has_processes and left_processes():
             examined.blame("limit", "it leaves processes running" + _FORBIDDEN)
         gc.enable()  # srsly leaves it off when bytes turn out to be damaged
-        said = dict.fromkeys(one_line(warning.message) for warning in caught)
+        said = [f"it tries to start a process ({how})" for how in self._attempts]
+        said += [one_line(warning.message) for warning in caught]
         answer = examined.answer
         answer["confined"] = self._confined
-        answer["warnings"] = list(said)[:_MOST_WARNINGS]
+        answer["warnings"] = list(dict.fromkeys(said))[:_MOST_WARNINGS]
         answer["load_s"] = time.monotonic() - begun
         answer["held_bytes"] = held
         answer["peak_rss_bytes"] = self._memory.peak_bytes()

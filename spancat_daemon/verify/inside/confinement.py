@@ -22,6 +22,7 @@ import resource
 import select
 import signal
 import struct
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF, on 32 bits
 _NUMBER_AT, _MACHINE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 _X32 = 0x40000000
+
+_STARTS = frozenset(("os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"))
 
 _IOPRIO_WHO_PROCESS, _BEST_EFFORT_LAST = 1, (2 << 13) | 7
 _NICE = 10
@@ -125,6 +128,16 @@ def forbid_processes() -> list[str]:
     if machine is None or not _tried(lambda: _filter_calls(machine)):
         return []
     return ["processes", "network"]
+
+
+def note_attempts(noted: list[str]) -> None:
+    """Add to a list, from now on, how Python code tries to start processes, whether or not it can."""
+
+    def hook(event: str, _: Any) -> None:
+        if event in _STARTS:
+            noted.append(event)
+
+    sys.addaudithook(hook)
 
 
 def left_processes() -> bool:
