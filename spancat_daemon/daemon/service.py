@@ -66,7 +66,7 @@ def serve(configuration_path: Path | None) -> int:
         ConfigurationError: the configuration can't be used.
         UsageError: the state directory, the control socket or the log file can't be had.
     """
-    configuration = load(configuration_path)
+    configuration = load(configuration_path, references=True)
     _allow_descriptors()
     return Service(configuration, logs.configure(configuration.log)).run()
 
@@ -388,7 +388,7 @@ class Service:
 
     def _reload(self) -> dict[str, Any]:
         systemd.notify_reloading()
-        fresh = load(self.configuration.path)
+        fresh = load(self.configuration.path, references=True)
         old = self.configuration
         if fresh.daemon.state_dir != old.daemon.state_dir:
             raise UsageError(
