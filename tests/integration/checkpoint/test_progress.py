@@ -51,9 +51,7 @@ def _settled(checkpoint: Path) -> Progress:
             if isinstance(found, Settled):
                 try:
                     return progress(source, found.layout)
-                except (
-                    Moved
-                ):  # made and copied within one tick of the clock: for a second it may be half a copy
+                except Moved:  # made and copied within one tick: it may be half a copy
                     wait_s = 0.05
             else:
                 assert found.retry_after_s is not None, found.reason
