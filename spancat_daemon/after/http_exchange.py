@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http
+import os
 import socket
 import ssl
 import threading
@@ -137,6 +138,10 @@ class _Attempt:
         except Exception as error:  # noqa: BLE001  # whatever the libraries make of what the peer sends
             self.result = _failure(error)
         finally:
+            with self._lock:
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
             self.done.set()
 
     def give_up(self) -> None:
@@ -148,16 +153,29 @@ class _Attempt:
     def _end_connection(self) -> None:
         if self._connection is not None:
             with suppress(OSError):
-                # Not the method of ssl.SSLSocket, which forgets its state under the feet of the other thread.
-                socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+                self._connection.shutdown(socket.SHUT_RDWR)
 
     def _watch(self, event: str, info: dict[str, Any]) -> None:
-        """Take hold of the connection as soon as there is one, and again when TLS has taken it over."""
-        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
-            with self._lock:
-                self._connection = info["return_value"].get_extra_info("socket")
-                if self._given_up:
-                    self._end_connection()
+        """Take hold of the connection as soon as there is one, and of its reading, TLS or not."""
+        if event not in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
+            return
+        stream = info["return_value"]
+        with self._lock:
+            if self._connection is None:
+                # Another descriptor of it: that one the other thread may close, and its number pass on.
+                self._connection = socket.socket(fileno=os.dup(stream.get_extra_info("socket").fileno()))
+            if self._given_up:
+                self._end_connection()
+        read = stream.read
+
+        # A connection that was shut down still gives what its peer goes on to send.
+        def read_unless_given_up(max_bytes: int, timeout: float | None = None) -> bytes:
+            if self._given_up:
+                raise TimeoutError
+            received: bytes = read(max_bytes, timeout)
+            return received
+
+        stream.read = read_unless_given_up
 
     def _send(self) -> Exchange:
         # Here and not above: a daemon that never sends a request does without it.
