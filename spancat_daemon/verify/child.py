@@ -236,7 +236,7 @@ class LoaderProcess:
         except ValueError:
             name = f"signal {-status}"
         if -status == signal.SIGKILL:
-            why = "; perhaps the machine, or the service, ran out of memory"
+            why = "; perhaps memory ran out"
             return self._failed("limit", f"the loader was ended by {name} before its verdict{why}")
         return self._failed("release", f"the loader was ended by {name} before its verdict")
 
@@ -314,22 +314,24 @@ def _hunt(mark: bytes) -> None:
 
 def _marked(mark: bytes, opened: contextlib.ExitStack) -> list[int]:
     """Return descriptors of the living processes of that environment, open as long as `opened` is."""
-    own = os.getuid()
     found = []
     with os.scandir("/proc") as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError, ValueError):  # it ended, is another user's, or is no process
-                number = int(entry.name)
-                if own and entry.stat().st_uid != own:
-                    continue
-                process = os.pidfd_open(number)
-                # Read after it was opened, so that it is this process's; that of a dead one is empty.
-                if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                    opened.callback(os.close, process)
-                    found.append(process)
-                else:
-                    os.close(process)
+        numbers = [int(entry.name) for entry in entries if entry.name.isdecimal()]
+    for number in numbers:
+        with contextlib.suppress(OSError):  # it ended, or is another user's
+            if not _has(number, mark):
+                continue
+            process = os.pidfd_open(number)
+            opened.callback(os.close, process)
+            # Once more: only now is it certain that the number is this process's.
+            if _has(number, mark):
+                found.append(process)
     return found
+
+
+def _has(number: int, mark: bytes) -> bool:
+    """Whether a process was started with a variable; one that has ended was not."""
+    return mark in Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
 
 
 def _wait_for(process: int, timeout_s: float) -> bool:

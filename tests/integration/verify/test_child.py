@@ -1,14 +1,15 @@
-"""Loading releases in a child: real ones with real spaCy, and children that misbehave in every way."""
+"""Examining releases in a child: real ones with real spaCy, and children that misbehave in every way."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
+import selectors
 import stat
+import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,35 @@ import pytest
 import spacy
 import thinc
 
-from spancat_daemon.verify.child import LoaderProcess, LoadVerdict, load_release
+from spancat_daemon.release.staging import Abandoned
+from spancat_daemon.verify.child import LoaderProcess, cannot_run
+from spancat_daemon.verify.verdict import Examination, LoadVerdict, Probe, Subject
+from tests.examining import subject_of
+from tests.misbehaving import interpreter, misbehave
 from tests.pipelines import VARIANTS, build
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+ANY = Examination(subject=Subject(path=Path("/nowhere"), component="spancat", model_sha256="0" * 64))
 LABELS = ("ORG", "PLACE", "GÜTER")
+LONG_S = 120.0
 
 
-def model_sha256(release: Path, component: str = "spancat") -> str:
-    return hashlib.sha256((release / component / "model").read_bytes()).hexdigest()
+def examine(
+    examination: Examination,
+    *,
+    python: str = sys.executable,
+    timeout_s: float = LONG_S,
+    memory_bytes: int | None = None,
+) -> LoadVerdict:
+    """Ask a loader of its own."""
+    with LoaderProcess(python=python, memory_bytes=memory_bytes) as loader:
+        return loader.ask(examination, timeout_s=timeout_s)
+
+
+def of(path: Path, component: str = "spancat", **said: object) -> Examination:
+    return Examination(subject=subject_of(path, component, **said))
 
 
 @pytest.fixture
@@ -34,153 +53,284 @@ def release(tmp_path: Path) -> Path:
     return build("default", tmp_path / "release")
 
 
+@pytest.fixture(scope="module")
+def loader() -> Iterator[LoaderProcess]:
+    """One that is kept, for releases that do it no harm."""
+    with LoaderProcess() as kept:
+        yield kept
+
+
 @pytest.fixture
 def fake_python(tmp_path: Path) -> Callable[[str], str]:
-    """An interpreter that, whatever it is asked to run, runs the given code instead."""
+    """An interpreter that says it is ready, and then, whatever it is asked, runs the given code."""
 
-    def make(code: str) -> str:
+    def make(code: str, *, ready: bool = True) -> str:
         path = tmp_path / "python"
-        path.write_text(f"#!{sys.executable}\nimport os, sys, signal, time\n{textwrap.dedent(code)}")
+        first = "print('{\"ready\": true}', flush=True)\n" if ready else ""
+        path.write_text(f"#!{sys.executable}\nimport os, sys, signal, time\n{first}{textwrap.dedent(code)}")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         return str(path)
 
     return make
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_loads(variant: str, tmp_path: Path) -> None:
-    component = "products" if variant == "renamed" else "spancat"
-    path = build(variant, tmp_path / "release")
-
-    verdict = load_release(
-        path, component, model_sha256(path, component), LABELS, "xx" if variant == "custom_key" else "sc"
-    )
-
-    assert (verdict.ok, verdict.reason, verdict.warnings) == (True, "", ())
-    assert verdict.labels == LABELS
-    assert verdict.model_sha256 == model_sha256(path, component)
+@pytest.fixture(scope="module")
+def knows_misbehaviour(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return interpreter(tmp_path_factory.mktemp("interpreter"))
 
 
-def test_verdict_names_what_loaded_it(release: Path) -> None:
-    verdict = load_release(release, "spancat", model_sha256(release))
+def test_every_variant_loads_in_one_loader(tmp_path: Path, loader: LoaderProcess) -> None:
+    for variant in VARIANTS:
+        component = "products" if variant == "renamed" else "spancat"
+        examination = of(build(variant, tmp_path / variant), component)
 
-    assert verdict.ok
+        verdict = loader.ask(examination, timeout_s=LONG_S)
+
+        assert (verdict.ok, verdict.reason, verdict.fault, verdict.warnings) == (True, "", "", ()), variant
+        assert verdict.labels == LABELS
+        assert verdict.spans_key == ("xx" if variant == "custom_key" else "sc")
+        assert verdict.model_sha256 == examination.subject.model_sha256
+    assert loader.asked >= len(VARIANTS)
+
+
+def test_verdict_names_what_loaded_it(release: Path, loader: LoaderProcess) -> None:
+    verdict = loader.ask(of(release), timeout_s=LONG_S)
+
     assert (verdict.spacy, verdict.thinc) == (spacy.about.__version__, thinc.__version__)
     assert verdict.python == ".".join(map(str, sys.version_info[:3]))
     assert verdict.verifier["spacy"] == verdict.spacy
-    assert verdict.spans_key == "sc"
     assert verdict.threshold == pytest.approx(0.3)
     assert 10 << 20 < verdict.peak_rss_bytes < 1 << 30
     assert 0 < verdict.load_s < verdict.total_s
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda path: (path / "spancat/model").write_bytes(b"\x80"), "spacy.load fails: "),
-        (lambda path: (path / "config.cfg").unlink(), "spacy.load fails: OSError: [E053]"),
-        (lambda path: (path / "tok2vec/model").unlink(), "spacy.load fails: FileNotFoundError"),
-    ],
-)
-def test_damaged_release(damage: Callable[[Path], object], reason: str, release: Path) -> None:
-    expected = model_sha256(release)
-    damage(release)
+def test_all_that_is_asked_is_answered(release: Path, tmp_path: Path, loader: LoaderProcess) -> None:
+    gold = tmp_path / "gold.spacy"
+    nlp = spacy.load(release)
+    spacy.tokens.DocBin(docs=[nlp("Acme Corp opened an office in Berlin.")], store_user_data=True).to_disk(
+        gold
+    )
+    live = subject_of(build("default", tmp_path / "live", generation=1))
+    probes = (Probe("Acme Corp sells doors.", None, (), 1),)
 
-    verdict = load_release(release, "spancat", expected)
+    verdict = loader.ask(
+        Examination(subject=subject_of(release), live=live, probes=probes, gold=gold, latency=True),
+        timeout_s=LONG_S,
+    )
 
-    assert not verdict.ok
-    assert verdict.reason.startswith(reason)
-    assert "\n" not in verdict.reason
+    assert (verdict.ok, verdict.live_reason) == (True, "")
+    assert verdict.probed is not None
+    assert verdict.probed.total == 1
+    assert verdict.evaluated is not None
+    assert verdict.evaluated.scores["spans_sc_f"] == 1.0
+    assert verdict.live_evaluated is not None
+    assert verdict.live_evaluated.documents == 1
+    assert verdict.timed is not None
+    assert verdict.timed.snapshot_ms > 0
+    assert verdict.timed.live_ms is not None
+
+    # Of a live release that is broken nothing is known, and nothing is held against the new one.
+    (live.path / "spancat/model").unlink()
+    verdict = loader.ask(
+        Examination(subject=subject_of(release), live=live, gold=gold, latency=True), timeout_s=LONG_S
+    )
+    assert verdict.ok
+    assert verdict.live_evaluated is None
+    assert verdict.live_reason.startswith("the live release can't load: FileNotFoundError")
+    assert verdict.timed is not None
+    assert verdict.timed.live_ms is None
+
+    # Nor does a file that can't be read say anything about the new one.
+    verdict = loader.ask(
+        Examination(subject=subject_of(release), gold=tmp_path / "none.spacy"), timeout_s=LONG_S
+    )
+    assert (verdict.ok, verdict.fault) == (False, "verifier")
+    assert "none.spacy" in verdict.reason
 
 
-def test_what_loads_but_is_not_what_the_manifest_says(release: Path) -> None:
-    digest = model_sha256(release)
-
-    def reason(component: str = "spancat", sha256: str = digest, **more: object) -> str:
-        verdict = load_release(release, component, sha256, **more)  # type: ignore[arg-type]  # wrong on purpose
-        assert not verdict.ok
+def test_what_is_damaged_or_not_what_the_manifest_says(
+    release: Path, tmp_path: Path, loader: LoaderProcess
+) -> None:
+    def reason(examination: Examination) -> str:
+        verdict = loader.ask(examination, timeout_s=LONG_S)
+        assert (verdict.ok, verdict.fault) == (False, "release")
+        assert "\n" not in verdict.reason
         return verdict.reason
 
-    assert "is then not the one in model.bin" in reason(sha256="0" * 64)
-    assert "has no component 'ner', only: tok2vec, spancat" in reason(component="ner")
-    assert "labels of 'spancat' are" in reason(labels=LABELS[::-1])
-    assert "spans_key of 'spancat' are 'sc', not 'xx'" in reason(spans_key="xx")
+    whole = of(release)
+    assert "is then not the one in model.bin" in reason(of(release, model_sha256="0" * 64))
+    assert "labels of 'spancat' are" in reason(of(release, labels=LABELS[::-1]))
+    (release / "tok2vec/model").unlink()
+    assert reason(whole).startswith("spacy.load fails: FileNotFoundError")
+    (release / "spancat/model").write_bytes(b"\x80")
+    assert reason(whole).startswith("spacy.load fails: ")
+    (release / "config.cfg").unlink()
+    assert reason(whole).startswith("spacy.load fails: OSError: [E053]")
+    # It goes on as if nothing had been.
+    assert loader.ask(of(build("own", tmp_path / "good")), timeout_s=LONG_S).ok
 
 
-def test_relative_path_through_a_link(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "current").symlink_to("release")
-    monkeypatch.chdir(tmp_path)
-    assert load_release(Path("current"), "spancat", model_sha256(release)).ok
+def test_checkpoint_of_another_spacy(release: Path, loader: LoaderProcess) -> None:
+    def ask(wanted: str, *, damaged: bool = False) -> LoadVerdict:
+        meta = json.loads((release / "meta.json").read_text())
+        (release / "meta.json").write_text(json.dumps(meta | {"spacy_version": wanted}))
+        examination = of(release)
+        if damaged:
+            (release / "spancat/model").unlink()
+        return loader.ask(examination, timeout_s=LONG_S)
 
-
-def test_warm_loader_answers_again_and_again_also_after_failures(release: Path, tmp_path: Path) -> None:
-    digest = model_sha256(release)
-    good = {"path": str(release), "component": "spancat", "model_sha256": digest}
-    broken = build("own", tmp_path / "broken")
-    (broken / "spancat/model").write_bytes((broken / "spancat/model").read_bytes()[:-1])
-
-    with LoaderProcess() as loader:
-        verdicts = [
-            loader.ask(request, timeout_s=60) for request in (good, good | {"path": str(broken)}, {}, good)
-        ]
-
-        assert [verdict.ok for verdict in verdicts] == [True, False, False, True]
-        assert loader.alive
-        assert "KeyError" in verdicts[2].reason
-
-
-def test_printing_code_does_not_get_between_the_answers(
-    release: Path, tmp_path: Path, fake_python: Callable[[str], str]
-) -> None:
-    # A spacy of its own, which prints wherever it can and reads what isn't its own.
-    (tmp_path / "site/spacy").mkdir(parents=True)
-    (tmp_path / "site/spacy/__init__.py").write_text(
-        textwrap.dedent("""
-        import os, sys, subprocess
-        print('{"ok": true}', flush=True)
-        os.write(1, b'{"ok": true}\\n')
-        subprocess.run(["echo", '{"ok": true}'])
-        assert sys.stdin.read() == "" and os.read(0, 10) == b""
-        raise ImportError("no luck")
-        """)
+    version = spacy.about.__version__
+    newer = ask(">=9.1.0,<9.2.0")
+    assert (newer.ok, newer.fault) == (False, "release")
+    assert (
+        f"the checkpoint needs spaCy >=9.1.0,<9.2.0 (its meta.json says so), and {sys.executable}"
+        in newer.reason
     )
-    python = fake_python(f"""
-        code = open(sys.argv[-1]).read()
-        sys.path.insert(0, {str(tmp_path / "site")!r})
-        sys.argv = sys.argv[-1:]
-        exec(compile(code, "loader.py", "exec"), {{"__name__": "__main__"}})
-    """)
+    assert newer.reason.endswith(f"has {version}")
 
-    verdict = load_release(release, "spancat", "0" * 64, python=python, timeout_s=30)
+    older = ask(">=3.2.2,<3.3.0")
+    assert older.ok
+    assert "[W095]" in older.warnings[0]
 
-    assert not verdict.ok
-    assert "can't import spaCy: ImportError: no luck" in verdict.reason
+    broken = ask(">=3.2.2,<3.3.0", damaged=True)
+    assert broken.reason.startswith("spacy.load fails: FileNotFoundError")
+    assert "it was made for spaCy >=3.2.2,<3.3.0" in broken.reason
+
+
+def test_relative_path_through_a_link(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: LoaderProcess
+) -> None:
+    (tmp_path / "current").symlink_to("release")
+    examination = of(release)
+    monkeypatch.chdir(tmp_path)
+    relative = Subject(
+        path=Path("current"), component="spancat", model_sha256=examination.subject.model_sha256
+    )
+    assert loader.ask(Examination(subject=relative), timeout_s=LONG_S).ok
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("code", "fault", "reason"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "the loader was ended by SIGSEGV before its verdict"),
+        # Processes: at once, through a shell, by way of a pool; all in sessions of their own.
+        (
+            "import os\nif os.fork() == 0: os.setsid()",
+            "limit",
+            "Operation not permitted (<module> at <string>:2)",
+        ),
+        (
+            "import subprocess; subprocess.Popen(['sleep', '1000'], start_new_session=True)",
+            "limit",
+            "nothing that is loaded may write files, start processes or use the network",
+        ),
+        ("import os; os.execv('/bin/true', ['true'])", "limit", "Operation not permitted"),
+        ("import socket; socket.create_connection(('127.0.0.1', 1))", "limit", "use the network"),
+        ("open('/dev/shm/spancat-daemon-test', 'w')", "limit", "Permission denied"),
+        ("x = bytearray(3 << 30)", "limit", "spacy.load fails: it needs more memory than it may have"),
+        (
+            "import os; os.kill(os.getpid(), 11)",
+            "release",
+            "the loader was ended by SIGSEGV before its verdict",
+        ),
+        ("import os; os._exit(0)", "release", "the loader ended with status 0 before its verdict"),
+        ("raise SystemExit('enough')", "release", "spacy.load fails: SystemExit: enough"),
+        ("raise KeyboardInterrupt", "release", "spacy.load fails: KeyboardInterrupt"),
+        (
+            "import os\nfor fd in range(3, 9):\n  try: os.write(fd, b'{}\\n')\n  except OSError: pass",
+            "release",
+            "not a verdict",
+        ),
+    ],
+)
+def test_release_that_misbehaves_is_rejected(
+    code: str, fault: str, reason: str, tmp_path: Path, knows_misbehaviour: str
+) -> None:
+    path = misbehave(build("own", tmp_path / "release"), code)
+
+    verdict = examine(of(path), python=knows_misbehaviour, memory_bytes=2 << 30)
+
+    assert (verdict.ok, verdict.fault) == (False, fault), verdict
+    assert reason in verdict.reason
+
+
+def test_release_that_copes_with_being_refused(tmp_path: Path, knows_misbehaviour: str) -> None:
+    code = """import os, sys, threading
+print('{"ok": true}', flush=True)
+assert sys.stdin.read() == "" and os.read(0, 10) == b""
+with open(os.devnull, "w") as nothing: nothing.write("x")
+thread = threading.Thread(target=print)
+thread.start()
+thread.join()
+assert os.system("true") != 0
+"""
+    path = misbehave(build("own", tmp_path / "release"), code)
+
+    verdict = examine(of(path), python=knows_misbehaviour)
+
+    assert (verdict.ok, verdict.reason) == (True, "")
+    assert verdict.warnings == ("it tries to start a process (os.system)",)
+
+
+def test_spinning_release_is_killed_at_its_time(tmp_path: Path, knows_misbehaviour: str) -> None:
+    # In C and without letting go of the interpreter, so that no thread of its own could end it.
+    path = misbehave(build("own", tmp_path / "release"), "import re; re.match('(a+)+$', 'a' * 60 + 'b')")
+    with LoaderProcess(python=knows_misbehaviour) as spinning:
+        assert spinning.ask(of(build("own", tmp_path / "good")), timeout_s=LONG_S).ok
+
+        verdict = spinning.ask(of(path), timeout_s=0.5)
+
+        assert (verdict.ok, verdict.fault) == (False, "limit")
+        assert verdict.reason.startswith("no answer within 0.5 s")
+        assert not spinning.alive
+
+
+def test_memory_is_watched_where_the_kernel_does_not(
+    tmp_path: Path, fake_python: Callable[[str], str]
+) -> None:
+    python = fake_python("x = b'x' * (64 << 20); time.sleep(1000)")
+    verdict = examine(ANY, python=python, memory_bytes=32 << 20)
+    assert (verdict.fault, verdict.reason) == ("limit", "it needs more memory than it may have")
+
+
+@pytest.mark.parametrize(
+    ("code", "fault", "reason"),
+    [
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
-            "the loader was ended by SIGKILL before its verdict, perhaps for lack of memory",
+            "limit",
+            "the loader was ended by SIGKILL before its verdict; perhaps memory ran out",
         ),
         (
             r"sys.stderr.write('one\n\ntwo\x1b[31m\nthree\nfour\n'); sys.exit(7)",
+            "release",
             "the loader ended with status 7 before its verdict; it last said: two [31m / three / four",
         ),
-        ("sys.exit(0)", "the loader ended with status 0 before its verdict"),
-        ("print('hello')", "the loader answered with something that is not a verdict"),
-        ("print('{}')", "the loader answered with something that is not a verdict"),
-        ("print('[' * 100000)", "the loader answered with something that is not a verdict"),
-        ("os.write(1, b'\\xff\\n')", "the loader answered with something that is not a verdict"),
+        ("print('hello')", "release", "the loader answered with something that is not a verdict"),
+        ("print('{}')", "release", "the loader answered with something that is not a verdict"),
+        ("print('[' * 100000)", "release", "the loader answered with something that is not a verdict"),
+        ("os.write(1, b'\\xff\\n')", "release", "the loader answered with something that is not a verdict"),
+        (
+            "while True: sys.stdout.write('x' * 1_000_000)",
+            "release",
+            "the loader answered with something that is not a verdict",
+        ),
     ],
 )
 def test_child_that_fails_is_a_verdict(
-    code: str, reason: str, release: Path, fake_python: Callable[[str], str]
+    code: str, fault: str, reason: str, fake_python: Callable[[str], str]
 ) -> None:
-    verdict = load_release(release, "spancat", "0" * 64, python=fake_python(code), timeout_s=30)
-    assert (verdict.ok, verdict.reason) == (False, reason)
+    verdict = examine(ANY, python=fake_python(code))
+    assert (verdict.ok, verdict.fault, verdict.reason) == (False, fault, reason)
+
+
+@pytest.mark.parametrize("code", ["sys.exit('no luck')", "print('hello')", "print('{}')", "time.sleep(1000)"])
+def test_what_never_becomes_a_loader_says_nothing_of_the_release(
+    code: str, fake_python: Callable[..., str]
+) -> None:
+    python = fake_python(code, ready=False)
+    verdict = examine(ANY, python=python, timeout_s=0.5)
+    assert (verdict.ok, verdict.fault) == (False, "verifier")
+    assert verdict.reason.startswith(python)
 
 
 @pytest.mark.parametrize(
@@ -192,78 +342,72 @@ def test_child_that_fails_is_a_verdict(
         "while True: sys.stderr.write('x' * 100_000)",
     ],
 )
-def test_child_that_hangs_is_killed(code: str, release: Path, fake_python: Callable[[str], str]) -> None:
-    verdict = load_release(release, "spancat", "0" * 64, python=fake_python(code), timeout_s=0.5)
+def test_child_that_hangs_is_killed(code: str, fake_python: Callable[[str], str]) -> None:
+    verdict = examine(ANY, python=fake_python(code), timeout_s=0.5)
 
-    assert not verdict.ok
-    assert verdict.reason.startswith("did not load within 0.5 s")
+    assert (verdict.ok, verdict.fault) == (False, "limit")
+    assert verdict.reason.startswith("no answer within 0.5 s")
     assert len(verdict.reason) < 20_000
 
 
-def test_loader_that_ended_says_so(release: Path, fake_python: Callable[[str], str]) -> None:
-    with LoaderProcess(python=fake_python("sys.exit(1)")) as loader:
-        request = {"path": str(release), "component": "spancat", "model_sha256": "0" * 64}
-        assert loader.ask(request, timeout_s=30).reason == "the loader ended with status 1 before its verdict"
-        assert not loader.alive
-        assert loader.ask(request, timeout_s=30).reason == "the loader has ended"
+def test_loader_that_ended_says_so(fake_python: Callable[[str], str]) -> None:
+    with LoaderProcess(python=fake_python("sys.exit(1)")) as ended:
+        assert ended.ask(ANY, timeout_s=LONG_S).reason == "the loader ended with status 1 before its verdict"
+        assert not ended.alive
+        assert ended.ask(ANY, timeout_s=LONG_S).reason == "the loader has ended"
 
 
-def test_request_larger_than_a_pipe_to_a_child_that_never_reads(
-    release: Path, fake_python: Callable[[str], str]
+def test_answer_that_is_no_longer_wanted(fake_python: Callable[[str], str]) -> None:
+    looked = threading.Event()
+
+    def abandoned() -> bool:
+        looked.set()
+        return True
+
+    with LoaderProcess(python=fake_python("time.sleep(1000)")) as hanging:
+        with pytest.raises(Abandoned):
+            hanging.ask(ANY, timeout_s=LONG_S, abandoned=abandoned)
+        assert looked.is_set()
+        assert not hanging.alive
+        assert not is_running(Path("/proc") / str(hanging._process.pid))
+
+
+def test_request_larger_than_a_pipe(
+    release: Path, loader: LoaderProcess, fake_python: Callable[[str], str]
 ) -> None:
-    python = fake_python("time.sleep(1000)")
-    labels = ["x" * 100] * 10_000
+    large = of(release, labels=("é" * 100,) * 10_000)
 
-    verdict = load_release(release, "spancat", "0" * 64, labels, python=python, timeout_s=0.5)
-
-    assert verdict.reason == "did not load within 0.5 s"
-
-
-def test_request_larger_than_a_pipe_arrives_whole(release: Path) -> None:
-    labels = ["é" * 100] * 10_000
-    verdict = load_release(release, "spancat", model_sha256(release), labels)
-    assert "it loads, but labels of 'spancat' are" in verdict.reason
-
-
-def test_flood_instead_of_an_answer_is_cut_off(release: Path, fake_python: Callable[[str], str]) -> None:
-    python = fake_python("while True: sys.stdout.write('x' * 1_000_000)")
-
-    verdict = load_release(release, "spancat", "0" * 64, python=python, timeout_s=60)
-
-    assert verdict.reason == "the loader answered with something that is not a verdict"
+    assert "it loads, but labels of 'spancat' are" in loader.ask(large, timeout_s=LONG_S).reason
+    never_reads = fake_python("time.sleep(1000)")
+    assert examine(large, python=never_reads, timeout_s=0.5).reason == "no answer within 0.5 s"
 
 
 def test_child_that_closes_its_answers_and_stays(
-    release: Path, fake_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    fake_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spancat_daemon.verify.child._EXIT_GRACE_S", 0.2)
     python = fake_python("os.close(1); time.sleep(1000)")
-
-    verdict = load_release(release, "spancat", "0" * 64, python=python, timeout_s=60)
-
-    assert verdict.reason == "the loader closed its answers without giving one"
+    assert examine(ANY, python=python).reason == "the loader closed its answers without giving one"
 
 
-def test_grandchildren_go_too(release: Path, tmp_path: Path, fake_python: Callable[[str], str]) -> None:
-    # They hold the pipes open and don't mind SIGHUP: only the group's SIGKILL ends them.
+@pytest.mark.parametrize("leave", ["", "os.setsid(); os.fork() and os._exit(0)"])
+def test_processes_go_too(leave: str, tmp_path: Path, fake_python: Callable[[str], str]) -> None:
+    # They hold the pipes open, don't mind SIGHUP, and the second is in a session of its own and an orphan.
     python = fake_python(f"""
         if os.fork() == 0:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            {leave}
             open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
-            os.rename({str(tmp_path / "pid")!r}, {str(tmp_path / "grandchild")!r})
+            os.rename({str(tmp_path / "pid")!r}, {str(tmp_path / "started")!r})
             time.sleep(1000)
-        while not os.path.exists({str(tmp_path / "grandchild")!r}): time.sleep(0.01)
+        while not os.path.exists({str(tmp_path / "started")!r}): time.sleep(0.01)
         print("{{}}", flush=True)
         time.sleep(1000)
     """)
 
-    load_release(release, "spancat", "0" * 64, python=python, timeout_s=30)
+    examine(ANY, python=python)
 
-    process = Path("/proc") / (tmp_path / "grandchild").read_text()
-    deadline = time.monotonic() + 10
-    while is_running(process) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_running(process)
+    assert not is_running(Path("/proc") / (tmp_path / "started").read_text())
 
 
 def is_running(process: Path) -> bool:
@@ -273,81 +417,89 @@ def is_running(process: Path) -> bool:
         return False
 
 
-def test_interpreter_that_is_not_there(release: Path) -> None:
-    verdict = load_release(release, "spancat", "0" * 64, python="/nowhere/python")
-    assert verdict.reason == "can't run /nowhere/python: No such file or directory"
+def test_interpreter_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError) as error:
+        LoaderProcess(python="/nowhere/python")
+    verdict = cannot_run("/nowhere/python", error.value, 0.0)
+    assert (verdict.fault, verdict.reason) == (
+        "verifier",
+        "can't run /nowhere/python: No such file or directory",
+    )
 
 
-def test_interpreter_without_spacy(release: Path, tmp_path: Path) -> None:
+def test_interpreter_without_spacy(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin/python"
     python.symlink_to(Path(sys.executable).resolve())
     (tmp_path / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
 
-    verdict = load_release(release, "spancat", "0" * 64, python=str(python))
+    verdict = examine(ANY, python=str(python))
 
+    assert verdict.fault == "verifier"
     assert f"{python} can't import spaCy: ModuleNotFoundError" in verdict.reason
 
 
-def test_memory_limit_holds(release: Path) -> None:
-    verdict = load_release(release, "spancat", model_sha256(release), memory_bytes=150 << 20)
-
-    assert not verdict.ok
+def test_memory_too_small_for_spacy_itself(release: Path) -> None:
+    verdict = examine(of(release), memory_bytes=100 << 20)
+    assert (verdict.ok, verdict.fault) == (False, "verifier")
     assert verdict.reason
 
 
-def test_child_leaves_when_its_parent_does(release: Path) -> None:
-    loader = LoaderProcess()
+def test_child_leaves_when_its_requests_end(release: Path) -> None:
+    with LoaderProcess() as idle:
+        assert idle.ask(of(release), timeout_s=LONG_S).ok
+        assert idle._process.stdin is not None
+        idle._process.stdin.close()
+        assert idle._process.wait(LONG_S) == 0
+
+
+def test_busy_child_dies_with_its_parent(tmp_path: Path, knows_misbehaviour: str) -> None:
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    # Opened for reading, which it may; then it never comes back to Python.
+    code = f"import re; open({str(started)!r}).read(); re.match('(a+)+$', 'a' * 60 + 'b')"
+    path = misbehave(build("own", tmp_path / "release"), code)
+    script = (
+        "import sys; from pathlib import Path; from spancat_daemon.verify.child import LoaderProcess;"
+        "from tests.integration.verify.test_child import of;"
+        "loader = LoaderProcess(python=sys.argv[2]); print(loader._process.pid, flush=True);"
+        "loader.ask(of(Path(sys.argv[1])), timeout_s=1000)"
+    )
+    command = [sys.executable, "-c", script, str(path), knows_misbehaviour]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as parent:
+        try:
+            assert parent.stdout is not None
+            child = os.pidfd_open(int(parent.stdout.readline()))
+            started.write_bytes(b"")
+        finally:
+            parent.kill()
     try:
-        process = Path("/proc") / str(loader._process.pid)
-        request = {"path": str(release), "component": "spancat", "model_sha256": model_sha256(release)}
-        assert loader.ask(request, timeout_s=60).ok
-        assert loader._process.stdin is not None
-        loader._process.stdin.close()  # what the kernel does to it when the parent dies
-        deadline = time.monotonic() + 10
-        while is_running(process) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not is_running(process)
+        with selectors.DefaultSelector() as selector:
+            selector.register(child, selectors.EVENT_READ)
+            assert selector.select(LONG_S)
     finally:
-        loader.close()
+        os.close(child)
 
 
 def test_secrets_of_the_environment_stay_here(
-    release: Path, fake_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    fake_python: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hush")
-    python = fake_python("sys.exit(' '.join(sorted(os.environ)))")
 
-    verdict = load_release(release, "spancat", "0" * 64, python=python)
+    verdict = examine(ANY, python=fake_python("sys.exit(' '.join(sorted(os.environ)))"))
 
     assert "SECRET_TOKEN" not in verdict.reason
     assert "PATH" in verdict.reason
 
 
-def test_nothing_is_left_open(release: Path, fake_python: Callable[[str], str]) -> None:
+def test_nothing_is_left_open(fake_python: Callable[[str], str]) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # pathlib's own iteration opens one more
 
     python = fake_python("sys.exit(3)")
     before = descriptors()
     for _ in range(3):
-        load_release(release, "spancat", "0" * 64, python=python)
-        load_release(release, "spancat", "0" * 64, python="/nowhere/python")
+        examine(ANY, python=python)
+        with pytest.raises(FileNotFoundError):
+            examine(ANY, python="/nowhere/python")
     assert descriptors() == before
-
-
-def test_several_at_once(release: Path, tmp_path: Path) -> None:
-    other = build("default", tmp_path / "other", generation=1)
-    verdicts: dict[Path, LoadVerdict] = {}
-
-    def load(path: Path) -> None:
-        verdicts[path] = load_release(path, "spancat", model_sha256(path), LABELS)
-
-    threads = [threading.Thread(target=load, args=(path,)) for path in (release, other)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert [verdict.ok for verdict in verdicts.values()] == [True, True]
-    assert verdicts[release].model_sha256 != verdicts[other].model_sha256
