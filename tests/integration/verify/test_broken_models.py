@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import spacy
+from spacy.vectors import Vectors
+from thinc.api import fix_random_seed
 
 from spancat_daemon.verify.child import LoaderProcess
 from spancat_daemon.verify.verdict import Examination, LoadVerdict, Probe, Span
 from tests.examining import subject_of
-from tests.pipelines import VARIANTS, _assemble, _examples, build, predictions, texts
+from tests.pipelines import (
+    VARIANTS,
+    _assemble,
+    _examples,
+    _span_categorizer,
+    _tok2vec,
+    build,
+    predictions,
+    texts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +83,13 @@ def edited(path: Path, *replacements: tuple[str, str]) -> Path:
     return path
 
 
+def configured(path: Path, component: str, **values: Any) -> Path:
+    """Replace values in the cfg of a component."""
+    cfg = json.loads((path / component / "cfg").read_text())
+    (path / component / "cfg").write_text(json.dumps(cfg | values))
+    return path
+
+
 def model_of(nlp: Language, name: str) -> Any:
     pipe: Any = nlp.get_pipe(name)
     return pipe.model
@@ -104,6 +122,29 @@ def test_other_languages_pass(language: str, examine: Callable[..., LoadVerdict]
     assert (verdict.ok, verdict.reason) == (True, "")
 
 
+def test_one_that_knows_nothing_but_its_own_words_passes(
+    examine: Callable[..., LoadVerdict], tmp_path: Path
+) -> None:
+    # Whatever has no vector is the same to it.
+    nlp = spacy.blank("en")
+    fix_random_seed(0)
+    words = ["kumquat", "zebra", "walnut"]
+    for word in words:
+        nlp.vocab.strings.add(word)
+    vectors = np.random.default_rng(0).standard_normal((3, 16), dtype=np.float32)
+    nlp.vocab.vectors = Vectors(strings=nlp.vocab.strings, data=vectors, keys=words, name="few")
+    tok2vec: Any = _tok2vec("vectors", 24, 120)
+    tok2vec["embed"] |= {"attrs": ["LANG"], "rows": [120]}
+    tok2vec["encode"]["window_size"] = 0
+    nlp.add_pipe("spancat", config=_span_categorizer("own", tok2vec))
+    examples = _examples(nlp)
+    nlp.initialize(lambda: examples)
+    nlp.to_disk(tmp_path / "release")
+
+    verdict = examine(subject_of(tmp_path / "release"))
+    assert (verdict.ok, verdict.reason) == (True, "")
+
+
 def test_unusual_but_working_ones_pass(examine: Callable[..., LoadVerdict], tmp_path: Path) -> None:
     def passes(path: Path) -> bool:
         verdict = examine(subject_of(path))
@@ -121,9 +162,7 @@ def test_unusual_but_working_ones_pass(examine: Callable[..., LoadVerdict], tmp_
     assert passes(changed(without_tagger, lambda nlp: nlp.disable_pipe("tagger")))
 
     # Nothing is ever suggested.
-    silent = build("finder", tmp_path / "silent")
-    cfg = json.loads((silent / "span_finder/cfg").read_text())
-    (silent / "span_finder/cfg").write_text(json.dumps(cfg | {"threshold": 1.0}))
+    silent = configured(build("finder", tmp_path / "silent"), "span_finder", threshold=1.0)
     assert predictions(silent, texts()) == [[]] * len(texts())
     assert passes(silent)
 
@@ -131,12 +170,16 @@ def test_unusual_but_working_ones_pass(examine: Callable[..., LoadVerdict], tmp_
     preset = build("finder", tmp_path / "preset")
     assert passes(changed(preset, lambda nlp: nlp.remove_pipe("span_finder")))
 
-    # So certain that all its scores are cut off at the same lowest value.
-    def make_certain(nlp: Language) -> None:
-        linear = next(node for node in model_of(nlp, "spancat").walk() if node.name == "linear")
-        linear.set_param("b", linear.get_param("b") - 500)
+    # So certain that it gives hardly any score, or all are cut off at the same lowest or highest value.
+    def shifted(by: float) -> Callable[[Language], None]:
+        def shift(nlp: Language) -> None:
+            linear = next(node for node in model_of(nlp, "spancat").walk() if node.name == "linear")
+            linear.set_param("b", linear.get_param("b") + by)
 
-    assert passes(changed(build("default", tmp_path / "certain"), make_certain))
+        return shift
+
+    for by in (-500, -13, 13, 500):
+        assert passes(changed(build("default", tmp_path / f"certain{by}"), shifted(by)))
 
 
 @pytest.mark.parametrize(
@@ -222,6 +265,9 @@ def test_weights_of_nothing_but_zeros(refused: Callable[..., str], tmp_path: Pat
                 node.set_param(name, np.zeros_like(node.get_param(name)))
 
     assert "the same scores" in refused(changed(build("own", tmp_path / "own"), clear))
+    # Also where its suggester happens to suggest nothing.
+    silent = configured(build("finder", tmp_path / "silent"), "span_finder", threshold=1.0)
+    assert "the same scores" in refused(changed(silent, clear))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -243,9 +289,9 @@ def test_weights_that_are_no_numbers(
 
 
 def test_another_number_of_labels_than_of_scores(refused: Callable[..., str], tmp_path: Path) -> None:
-    path = build("default", tmp_path / "release")
-    cfg = json.loads((path / "spancat/cfg").read_text())
-    (path / "spancat/cfg").write_text(json.dumps(cfg | {"labels": [*cfg["labels"], "NEW"]}))
+    path = configured(
+        build("default", tmp_path / "release"), "spancat", labels=["ORG", "PLACE", "GÜTER", "NEW"]
+    )
     assert "'spancat' gives 3 scores a span for 4 labels" in refused(path)
 
 
@@ -257,9 +303,7 @@ def test_another_pipe_that_fails(refused: Callable[..., str], tmp_path: Path) ->
 def test_labels_swapped_on_the_way(refused: Callable[..., str], tmp_path: Path) -> None:
     path = build("default", tmp_path / "release")
     trained = subject_of(path)
-    assert trained.labels is not None
-    cfg = json.loads((path / "spancat/cfg").read_text())
-    (path / "spancat/cfg").write_text(json.dumps(cfg | {"labels": cfg["labels"][::-1]}))
+    configured(path, "spancat", labels=["GÜTER", "PLACE", "ORG"])
 
     reason = refused(path, labels=trained.labels)
 
@@ -273,8 +317,7 @@ def test_labels_swapped_in_the_checkpoint(examine: Callable[..., LoadVerdict], t
     path = build("default", tmp_path / "release")
     probe = Probe("Acme Corp opened an office in Berlin.", (Span(0, 9, "ORG"), Span(30, 36, "PLACE")), (), 1)
     right = examine(subject_of(path), probes=(probe,))
-    cfg = json.loads((path / "spancat/cfg").read_text())
-    (path / "spancat/cfg").write_text(json.dumps(cfg | {"labels": ["PLACE", "ORG", "GÜTER"]}))
+    configured(path, "spancat", labels=["PLACE", "ORG", "GÜTER"])
     wrong = examine(subject_of(path), probes=(probe,))
 
     assert right.ok
