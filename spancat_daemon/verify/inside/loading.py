@@ -157,10 +157,12 @@ def _check_scores(pipe: Any, name: str, scores: Any) -> None:
     classes = len(pipe.labels) + bool(getattr(pipe, "add_negative_label", False))
     if rows.shape[1] != classes:
         raise Unfit(f"it loads, but {name!r} gives {rows.shape[1]} scores a span for {classes} labels")
+    if len(rows) < _ENOUGH_SPANS:
+        return
     # What is cut off at its highest or lowest looks the same though it isn't.
     cut = (rows[0] <= _LOWEST) | (rows[0] >= _HIGHEST)
     same = np.ptp(rows, axis=0) <= _NOISE * rows.max(axis=0)
-    if len(rows) >= _ENOUGH_SPANS and same.all() and not cut.all():
+    if same.all() and not cut.all():
         raise Unfit(
             f"it loads, but {name!r} gives every span of every text the same scores:"
             " its weights are as good as uninitialised, or what it reads is not there"
