@@ -166,13 +166,22 @@ def age(checkpoint: Path) -> None:
             os.utime(checkpoint / path, (1_700_000_000 + number, 1_700_000_000 + number))
 
 
-@pytest.mark.parametrize("spoil", WICKED, ids=lambda spoil: spoil.__name__)
-def test_is_refused_with_its_reason(tmp_path: Path, spoil: Callable[[Path], str]) -> None:
-    build("default", tmp_path / "runs/model-best")
-    config = configure(tmp_path, on_change=False)
-    first = run("snapshot", "products", config=config)
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with its first release, to be copied."""
+    folder = tmp_path_factory.mktemp("deployed")
+    build("default", folder / "runs/model-best")
+    first = run("snapshot", "products", config=configure(folder, on_change=False))
     assert first.returncode == 0, first.stderr
-    shutil.rmtree(tmp_path / "runs/model-best")
+    shutil.rmtree(folder / "runs/model-best")
+    return folder
+
+
+@pytest.mark.parametrize("spoil", WICKED, ids=lambda spoil: spoil.__name__)
+def test_is_refused_with_its_reason(tmp_path: Path, deployed: Path, spoil: Callable[[Path], str]) -> None:
+    subprocess.run(["cp", "-a", f"{deployed}/.", str(tmp_path)], check=True)
+    config = tmp_path / "daemon.toml"
+    first = sound(tmp_path / "models/products")["id"]
     checkpoint = build("default", tmp_path / "runs/model-best", generation=1)
     named = spoil(checkpoint)
     age(checkpoint)
@@ -182,7 +191,7 @@ def test_is_refused_with_its_reason(tmp_path: Path, spoil: Callable[[Path], str]
     assert refused.returncode == 1, refused.stderr
     assert named in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert sound(tmp_path / "models/products")["id"] == first.stdout.strip()
+    assert sound(tmp_path / "models/products")["id"] == first
 
 
 def test_the_daemon_goes_on_through_all_of_them(tmp_path: Path) -> None:
