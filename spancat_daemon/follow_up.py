@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spancat_daemon.chronicle import Chronicle
     from spancat_daemon.config.model import Watch
     from spancat_daemon.holding import Holding
-    from spancat_daemon.release.folder import DeploymentFolder, Release
+    from spancat_daemon.release.folder import DeploymentFolder
     from spancat_daemon.release.history import Record
 
 
@@ -108,7 +108,7 @@ class FollowUp:
             before = self._course
             if before is not None:
                 before.ended.set()
-            course = _Course(_swap(record, live, self._folder), watch, undoable)
+            course = _Course(Swap.of(record, live, self._folder), watch, undoable)
             if undoable and asked:
                 course.on_probation.set()
             course.thread = threading.Thread(
@@ -150,7 +150,7 @@ class FollowUp:
             if course.ended.is_set():
                 return None
             done = notify(after, swap, stopping=self._stopping)
-            if self._stopping.is_set() and not done.ok:
+            if done.stopped:
                 return None
             self._chronicle.notified(swap, done)
             if not done.ok and done.required:
@@ -185,23 +185,3 @@ class FollowUp:
                     history.append("concluded", {"release": swap.release, "of": swap.history_seq})
         except (OSError, SpancatDaemonError) as error:
             self._chronicle.conclude_failed(swap.release, error)
-
-
-def _swap(record: Record, live: Release, folder: DeploymentFolder) -> Swap:
-    previous, manifest = record.data.get("previous_release"), live.manifest
-    return Swap(
-        rule=str(record.data.get("rule", manifest.rule)),
-        release=live.id,
-        path=live.path,
-        current=folder.current,
-        deploy=folder.path,
-        previous=previous,
-        previous_path=folder.releases_path / previous if previous else None,
-        trigger=str(record.data.get("trigger", manifest.trigger)),
-        forced=bool(record.data.get("forced", manifest.forced)),
-        component=manifest.component,
-        model_sha256=manifest.model_sha256,
-        content_sha256=manifest.content_sha256,
-        labels=manifest.labels,
-        history_seq=record.seq,
-    )

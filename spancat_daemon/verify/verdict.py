@@ -27,7 +27,7 @@ class Probe:
 
     Attributes:
         text: what is predicted on.
-        spans: those it must give; None if the probe doesn't say.
+        spans: those it must give; empty: it must give none at all; None: the probe doesn't say.
         absent: those it must not give.
         line: of the probes' file, from 1.
     """

@@ -134,11 +134,13 @@ def verify(
         candidate=candidate,
         live=live.manifest if live is not None else None,
     )
-    reasons = [reason for reason in (verdict.reason if verdict else "", refusal(figures)) if reason]
+    loads = verdict is None or verdict.ok
+    passed = loads and all(figure.passed for figure in figures)
+    said = "" if loads or verdict is None else verdict.reason or "it does not load, for no reason given"
     return Verification(
         level=level,
-        passed=not reasons,
-        reason="; ".join(reasons),
+        passed=passed,
+        reason="; ".join(reason for reason in (said, refusal(figures)) if reason),
         terms_sha256=terms.sha256,
         figures=figures,
         verdict=verdict,

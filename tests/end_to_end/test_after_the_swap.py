@@ -141,7 +141,7 @@ def test_a_probation_that_was_cut_short_is_taken_up_by_the_next_start(tmp_path: 
 
 
 def _a_change(event: Event) -> bool:
-    return event["event"] == "release.overwrite" and event["trigger"] != "rollback"
+    return bool(event["event"] == "release.overwrite" and event["trigger"] != "rollback")
 
 
 def test_a_notification_that_fails_undoes_nothing_unless_it_is_required(tmp_path: Path) -> None:

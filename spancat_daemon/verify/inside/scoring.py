@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from spacy.scorer import Scorer
@@ -102,22 +103,28 @@ def _predicted(nlp: Any, documents: Sequence[Any]) -> list[Any]:
 
 
 def _scores(pipe: Any, examples: Sequence[Any]) -> dict[str, Any]:
-    """Return the component's figures: those of its scorer; of spaCy's, where it has none or another."""
-    found = pipe.score(examples) or {}
-    if f"spans_{pipe.key}_f" not in found:
-        prefix = "spans_"
-        found = {
-            **found,
-            **Scorer.score_spans(
-                examples,
-                attr=f"{prefix}{pipe.key}",
-                allow_overlap=True,
-                getter=lambda doc, attr: doc.spans.get(attr[len(prefix) :], []),
-                has_annotation=lambda doc: pipe.key in doc.spans,
-            ),
-        }
+    """Return the component's figures; those of its spans are spaCy's, whatever scorer a release names."""
+    prefix = "spans_"
+    found = {
+        **(pipe.score(examples) or {}),
+        **Scorer.score_spans(
+            examples,
+            attr=f"{prefix}{pipe.key}",
+            allow_overlap=True,
+            getter=lambda doc, attr: doc.spans.get(attr[len(prefix) :], []),
+            has_annotation=lambda doc: pipe.key in doc.spans,
+        ),
+    }
     figures = {str(name): _plain(value) for name, value in found.items()}
+    _count_gold(figures.get(f"{prefix}{pipe.key}_per_type") or {}, pipe.key, examples)
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _count_gold(per_type: dict[str, Any], key: str, examples: Sequence[Any]) -> None:
+    """Add to each label's figures how many gold spans have it: without any, a score of 0 says nothing."""
+    gold = Counter(span.label_ for example in examples for span in example.reference.spans.get(key, ()))
+    for label, figures in per_type.items():
+        figures["gold"] = gold[label]
 
 
 def _plain(value: Any) -> Any:
