@@ -42,7 +42,7 @@ def inspect_consequences(located: Located) -> Iterator[Finding]:
     if urls and _unit_has_no_network():
         for watch, key in urls:
             problem = located.problem(key, f"{UNIT} has no network, not even to 127.0.0.1")
-            hint = "`systemctl edit` it as the drop-in for webhooks beside the unit shows"
+            hint = "give it one with a drop-in, as deploy/systemd/spancat-daemon.service.d/ shows"
             yield Finding.at("warning", watch.name, problem, hint)
 
 

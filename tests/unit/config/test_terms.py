@@ -26,6 +26,7 @@ RULE = '[[watch]]\nname = "products"\nsource = "runs/best"\ndeploy = "models"\n'
 VERIFY = "[watch.verify]\n"
 GATE = "[watch.gate]\n"
 AFTER = "[[watch.after]]\n"
+SECOND = AFTER + "command = ['x']\n" + AFTER
 HEALTH = "[watch.health]\nurl = 'http://localhost/'\n"
 
 
@@ -84,8 +85,8 @@ def messages(text: str) -> list[str]:
             "6:12: unknown key 'pidfil' in [watch.after.signal] \"products\"; did you mean 'pidfile'?",
         ),
         (
-            AFTER + "command = ['x']\n" + AFTER + "[watch.after.webhook]\nurl = 'http://x'\nsecretfil=1",
-            "10:1: unknown key 'secretfil' in [watch.after.webhook] \"products\"; did you mean 'secret_file'?",
+            AFTER + "command = ['x']\n" + AFTER + "[watch.after.webhook]\nurl='http://x'\nsecretfil=1",
+            SECOND + "[watch.after.webhook]\nurl = 'http://x'\nsecretfile = 'y'",
         ),
         (
             AFTER + "systemd = 'reload x'\npidfile = 'x'",
