@@ -85,8 +85,8 @@ def messages(text: str) -> list[str]:
             "6:12: unknown key 'pidfil' in [watch.after.signal] \"products\"; did you mean 'pidfile'?",
         ),
         (
-            AFTER + "command = ['x']\n" + AFTER + "[watch.after.webhook]\nurl='http://x'\nsecretfil=1",
             SECOND + "[watch.after.webhook]\nurl = 'http://x'\nsecretfile = 'y'",
+            "10:1: unknown key 'secretfile' in [watch.after.webhook] \"products\"; did you mean 'secret_file'?",
         ),
         (
             AFTER + "systemd = 'reload x'\npidfile = 'x'",
