@@ -180,6 +180,21 @@ def _reasoned(fields: _Taken) -> list[str]:
     ]
 
 
+def _notified(fields: _Taken) -> list[str]:
+    """Who was told of a release."""
+    tries = fields.raw("tries")
+    required = fields.raw("required") is True
+    return [
+        fields.text("release", shown=_release),
+        fields.text("kind"),
+        fields.text("target"),
+        "required" if required else "",
+        f"in {tries} tries" if isinstance(tries, int) and tries > 1 else "",
+        fields.text("seconds", shown=seconds),
+        fields.text("reason", "— {}"),
+    ]
+
+
 def _pruned(fields: _Taken) -> list[str]:
     return [
         fields.text("release", shown=_release),
@@ -212,6 +227,8 @@ _SENTENCES: Final[Mapping[str, Callable[[_Taken], list[str]]]] = {
     "release.recovered": _overwrite,
     "release.pruned": _pruned,
     "log.dropped": _dropped,
+    "notification.done": _notified,
+    "notification.failed": _notified,
     "disk.low": _disk,
     **dict.fromkeys(
         (
@@ -223,6 +240,11 @@ _SENTENCES: Final[Mapping[str, Callable[[_Taken], list[str]]]] = {
             "snapshot.rejected",
             "snapshot.failed",
             "daemon.reload_refused",
+            "health.passed",
+            "health.failed",
+            "release.corrupted",
+            "release.promoted",
+            "release.rollback_failed",
             "release.pinned",
             "release.unpinned",
             "watch.started",
@@ -247,12 +269,16 @@ _OF_RELEASES: Final = frozenset(
         "source",
         "component",
         "metrics_may_be_stale",
+        "verified",
+        "gates",
+        "follow_up",
+        "automatic",
     }
 )
 _HIDDEN: Final[Mapping[str, frozenset[str]]] = dict.fromkeys(
     ("release.published", "release.overwrite", "release.rolled_back", "release.recovered", "release.pruned"),
     _OF_RELEASES,
-)
+) | {"snapshot.rejected": frozenset({"gates", "level"})}
 
 
 def _shown(value: Any) -> str:  # one return for each kind of value

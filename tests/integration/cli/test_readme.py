@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOGGED = re.compile(r'"((?:daemon|watch|checkpoint|snapshot|release|schedule|disk|control|log)\.[a-z_]+)"')
+LOGGED = re.compile(r'"((?:daemon|watch|checkpoint|snapshot|release|schedule|disk|control|log|health|notification|scrub)\.[a-z_]+)"')
 NO_EVENTS = {
     "control.sock", "daemon.control_socket", "daemon.jsonl", "daemon.state_dir", "daemon.toml", "log.file",
-    "log.malformed", "release.json",
+    "log.malformed", "release.json", "scrub.json",
 }  # fmt: skip
 
 
@@ -50,6 +50,17 @@ def test_the_first_daemon_toml_deploys_and_the_snippets_load_it(folder: Path) ->
         [sys.executable, "-c", snippets], cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_rule_with_conditions_is_a_configuration(tmp_path: Path) -> None:
+    _, conditions, aftermath = blocks("toml")
+    config = tmp_path / "daemon.toml"
+    config.write_text(conditions + aftermath)
+    (watch,) = load(config).watch
+    assert (watch.gate.minimum, watch.gate.max_drop, watch.gate.min_step) == (0.7, 0.02, 1)
+    assert watch.verify.effective_level == "probes"
+    assert watch.health is not None
+    assert len(watch.after) == 1
 
 
 def test_a_release_can_be_checked_with_sha256sum(folder: Path) -> None:
