@@ -86,7 +86,7 @@ def messages(text: str) -> list[str]:
         ),
         (
             SECOND + "[watch.after.webhook]\nurl = 'http://x'\nsecretfile = 'y'",
-            "10:1: unknown key 'secretfile' in [watch.after.webhook] \"products\"; did you mean 'secret_file'",
+            "10:1: unknown key 'secretfile' in [watch.after.webhook] \"products\"; did you mean 'secret_file",
         ),
         (
             AFTER + "systemd = 'reload x'\npidfile = 'x'",
