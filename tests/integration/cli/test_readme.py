@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOGGED = re.compile(r'"((?:daemon|watch|checkpoint|snapshot|release|schedule|disk|control|log|health|notification|scrub)\.[a-z_]+)"')
+SUBJECTS = "daemon|watch|checkpoint|snapshot|release|schedule|disk|control|log|health|notification|scrub"
+LOGGED = re.compile(rf'"((?:{SUBJECTS})\.[a-z_]+)"')
 NO_EVENTS = {
     "control.sock", "daemon.control_socket", "daemon.jsonl", "daemon.state_dir", "daemon.toml", "log.file",
     "log.malformed", "release.json", "scrub.json",
