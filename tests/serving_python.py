@@ -10,17 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests import pythons
 from tests.once import once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tests.pipelines import Prediction
 
@@ -30,8 +30,6 @@ _REQUIREMENTS: Final = (
     "click<8.1",  # spaCy 3.2.2's typer imports what click 8.1 took away
     "numpy<2",  # its thinc was compiled against numpy 1
 )
-_NAMED: Final = "SPANCAT_DAEMON_TEST_PYTHON310"
-_PROOF: Final = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
 _NOTHING_TO_INSTALL_FROM: Final = ("(from versions: none)", "Max retries exceeded", "ConnectTimeoutError")
 
 _TRAIN: Final = """\
@@ -113,7 +111,7 @@ class ServingPython:
         return [[tuple(span) for span in spans] for spans in answer]
 
     def _run(self, script: str, *arguments: str, stdin: str = "") -> str:
-        done = _run(str(self.path), "-I", "-c", script, *arguments, stdin=stdin)
+        done = pythons.run(str(self.path), "-I", "-c", script, *arguments, stdin=stdin)
         assert done.returncode == 0, (
             f"{self.path} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         )
@@ -122,55 +120,24 @@ class ServingPython:
 
 def find_or_install() -> ServingPython:
     """Return it, installed if it is not yet; skips the test where it can't be had."""
-    base = _python310()
+    base = pythons.find("3.10", what_for=f"spaCy {SPACY}")
     said = "\n".join([*_REQUIREMENTS, str(Path(base).resolve())])
     name = f"spacy-{SPACY}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
     cache = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
     folder = once(name, lambda path: _install(base, path), under=home / "spancat-daemon-tests")
     python = folder / "bin/python"
-    done = _run(str(python), "-I", "-c", "import spacy; print(spacy.__version__)")
+    done = pythons.run(str(python), "-I", "-c", "import spacy; print(spacy.__version__)")
     assert done.stdout.strip() == SPACY, f"remove {folder}, it is broken: {done.stdout}{done.stderr}"
     return ServingPython(python)
 
 
-def _python310() -> str:
-    looked = []
-    for candidate in _candidates():
-        looked.append(candidate)
-        if _run(candidate, "-I", "-c", _PROOF).stdout.strip() == "3.10":
-            return candidate
-        assert candidate != os.environ.get(_NAMED), (
-            f"${_NAMED} is not a Python 3.10 that can make environments"
-        )
-    pytest.skip(
-        f"no Python 3.10 for spaCy {SPACY} (tried: {', '.join(looked) or 'nothing'}); name it in ${_NAMED}"
-    )
-
-
-def _candidates() -> Iterator[str]:
-    if named := os.environ.get(_NAMED):
-        yield named
-    if found := shutil.which("python3.10"):
-        yield found  # perhaps one of pyenv's, which may run nothing
-    yield from map(str, sorted(Path.home().glob(".pyenv/versions/3.10.*/bin/python"), reverse=True))
-
-
 def _install(base: str, folder: Path) -> None:
-    made = _run(base, "-I", "-m", "venv", str(folder))
+    made = pythons.run(base, "-I", "-m", "venv", str(folder))
     assert made.returncode == 0, made.stderr
     python = str(folder / "bin/python")
-    options = (
-        "--quiet",
-        "--disable-pip-version-check",
-        "--retries",
-        "1",
-        "--timeout",
-        "30",
-        "--only-binary",
-        ":all:",
-    )
-    done = _run(python, "-I", "-m", "pip", "install", *options, *_REQUIREMENTS, timeout_s=250)
+    options = ("--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=30", "--only-binary=:all:")
+    done = pythons.run(python, "-I", "-m", "pip", "install", *options, *_REQUIREMENTS, timeout_s=250)
     if done.returncode == 0:
         return
     if any(sign in done.stderr for sign in _NOTHING_TO_INSTALL_FROM):
@@ -178,16 +145,3 @@ def _install(base: str, folder: Path) -> None:
             f"spaCy {SPACY} is not installed and can't be: no package index: {done.stderr.splitlines()[-1]}"
         )
     raise AssertionError(f"pip could not install {_REQUIREMENTS}:\n{done.stderr}")
-
-
-def _run(*command: str, stdin: str = "", timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run it without what this Python's environment says, and without the coverage of processes."""
-    environ: dict[str, Any] = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))
-    }
-    try:
-        return subprocess.run(
-            command, input=stdin, env=environ, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
-    except OSError as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))

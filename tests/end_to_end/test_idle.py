@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.pipelines import build
 from tests.service import Daemon, configure
 
@@ -12,6 +14,7 @@ RULES = 100
 WINDOW_S = 12.0
 
 
+@pytest.mark.alone
 def test_a_hundred_idle_rules_are_small_and_quiet(tmp_path: Path) -> None:
     first = build("default", tmp_path / "runs/model-best")
     rules = ""
@@ -22,7 +25,7 @@ def test_a_hundred_idle_rules_are_small_and_quiet(tmp_path: Path) -> None:
         rules += (
             f'[[watch]]\nname = "r{number}"\nsource = "runs/{number}/model-best"\n'
             f'deploy = "models/{number}"\nschedule = [{{ every = "1h" }}]\n'
-            'verify = {{ level = "structure" }}\n'
+            'verify = { level = "structure" }\n'
         )
     with Daemon(configure(tmp_path, rules=rules)) as daemon:
         daemon.wait_for("release.published", count=RULES)

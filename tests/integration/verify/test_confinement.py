@@ -14,6 +14,7 @@ import pytest
 
 from spancat_daemon.verify.child import INSIDE
 from spancat_daemon.verify.inside import confinement
+from tests import pythons
 
 # What a service's sandbox may refuse, by the numbers of the calls.
 CALLS = {
@@ -174,11 +175,8 @@ def test_what_a_sandbox_refuses_is_left_and_not_claimed(
 
 
 def test_it_runs_on_the_oldest_python() -> None:
-    try:
-        subprocess.run(["python3.8", "-c", ""], check=True, stderr=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("there is no Python 3.8")
-    found = run("found['fork'] = tried(os.fork)", python="python3.8")
+    python = pythons.find("3.8", what_for="the loader")
+    found = run("found['fork'] = tried(os.fork)", python=python)
     assert set(found["confined"]) >= set(_BY_LANDLOCK)
     assert found["fork"] == "PermissionError"
 
