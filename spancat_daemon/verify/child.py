@@ -22,12 +22,11 @@ from spancat_daemon.verify.verdict import (
     Examination,
     LoadVerdict,
     Probed,
-    Subject,
     Timed,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 INSIDE: Final = Path(__file__).with_name("inside")
@@ -239,36 +238,6 @@ class LoaderProcess:
             why = "; perhaps memory ran out"
             return self._failed("limit", f"the loader was ended by {name} before its verdict{why}")
         return self._failed("release", f"the loader was ended by {name} before its verdict")
-
-
-def load_release(
-    path: Path,
-    component: str,
-    model_sha256: str,
-    labels: Sequence[str] | None = None,
-    spans_key: str | None = None,
-    *,
-    python: str = sys.executable,
-    timeout_s: float = 120.0,
-    memory_bytes: int | None = None,
-) -> LoadVerdict:
-    """Examine a release in a process of its own, which is gone when this returns; see `LoaderProcess`.
-
-    Never raises for what the child does.
-    """
-    subject = Subject(
-        path=path,
-        component=component,
-        model_sha256=model_sha256,
-        labels=None if labels is None else tuple(labels),
-        spans_key=spans_key,
-    )
-    begun = time.monotonic()
-    try:
-        with LoaderProcess(python=python, memory_bytes=memory_bytes) as loader:
-            return loader.ask(Examination(subject=subject), timeout_s=timeout_s)
-    except OSError as error:
-        return cannot_run(python, error, time.monotonic() - begun)
 
 
 def cannot_run(python: str, error: OSError, total_s: float) -> LoadVerdict:
