@@ -12,35 +12,18 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from spancat_daemon.after.outcome import STOPPED, Outcome, failed, impossible, one_line, stopped
+from spancat_daemon.passed_on import passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What a program needs to find others, its user's files and its language. Everything else of the daemon's
-# environment, where secrets for daemon.toml may be, is not passed on.
-_PASSED_ON: Final = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "LANG",
-    "LANGUAGE",
-    "LC_ALL",
-    "LC_CTYPE",
-    "LC_MESSAGES",
-    "TZ",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "XDG_RUNTIME_DIR",  # `systemctl --user`
-)
 _POLL_S: Final = 0.1
 _KEPT_BYTES: Final = 16 << 10
 _KEPT_LINES: Final = 3
 _READ_BYTES: Final = 1 << 16
 _PIPE_BYTES: Final = 1 << 20
-_KILL_GRACE_S: Final = (
-    1.0  # SIGKILL takes effect at once, unless a program is another user's or stuck on a disk
-)
+# SIGKILL takes effect at once, unless a program is another user's or stuck on a disk.
+_KILL_GRACE_S: Final = 1.0
 
 
 def run_program(
@@ -58,14 +41,13 @@ def run_program(
     if stopping.is_set():
         return stopped(0)
     deadline = time.monotonic() + timeout_s
-    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     try:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**passed_on, **environment},
+            env={**passed_on("XDG_RUNTIME_DIR"), **environment},  # for `systemctl --user`
             cwd="/",
             start_new_session=True,
         )

@@ -12,11 +12,11 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
+from spancat_daemon.passed_on import passed_on
+
 OLDEST_PYTHON: Final = (3, 8)
 OLDEST_SPACY: Final = (3, 2, 2)
 
-# What an interpreter and its libraries need to be found; nothing that may be secret.
-_PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH")
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MOST_BYTES: Final = 1 << 16
 _MARK: Final = "spancat-daemon-check:"
@@ -58,14 +58,13 @@ def ask(python: str, *, memory_bytes: int, timeout_s: float) -> Answer:
         memory_bytes: the address space it has for importing spaCy.
         timeout_s: how long it may take.
     """
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _ONE_THREAD
     try:
         process = subprocess.Popen(
             [python, "-I", "-B", "-X", "utf8", "-c", _QUESTION, str(memory_bytes)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=passed_on() | _ONE_THREAD,
             cwd="/",
             start_new_session=True,
         )

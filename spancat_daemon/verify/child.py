@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from spancat_daemon.passed_on import passed_on
 from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.verify.pipes import Pipes
 from spancat_daemon.verify.verdict import (
@@ -41,8 +42,6 @@ _EXIT_GRACE_S: Final = 5.0  # from a closed pipe to the end of the process, whic
 _LOOK_S: Final = 0.1  # how often to look whether the answer is still wanted, and at the child's memory
 _HUNT_S: Final = 5.0
 
-# What an interpreter and its libraries need to be found and to find their data; nothing that may be secret.
-_PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "USER")
 _SET: Final = {
     # One thread: a check must not take the cores from the training it follows.
     "OMP_NUM_THREADS": "1",
@@ -98,14 +97,13 @@ class LoaderProcess:
 
     def _start(self, child_end: int) -> subprocess.Popen[bytes]:
         name, _, mark = self._mark.decode().partition("=")
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         command = [self._python, "-I", "-B", "-X", "utf8", "-c", _START, str(INSIDE.parent)]
         return subprocess.Popen(
             [*command, str(self._memory_bytes or 0), str(child_end)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment | _SET | {name: mark},
+            env=passed_on() | _SET | {name: mark},
             cwd="/",
             start_new_session=True,
             pass_fds=(child_end,),

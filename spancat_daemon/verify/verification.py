@@ -140,7 +140,7 @@ def verify(
     return Verification(
         level=level,
         passed=passed,
-        reason="; ".join(reason for reason in (said, refusal(figures)) if reason),
+        reason=said or refusal(figures),
         terms_sha256=terms.sha256,
         figures=figures,
         verdict=verdict,

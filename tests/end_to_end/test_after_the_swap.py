@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,7 +28,7 @@ timeout = "2s"
 """
 
 
-def write(folder: Path, more: str, **keys: object) -> Path:
+def write(folder: Path, more: str, **keys: Any) -> Path:
     told = TOLD.replace(">> told", f">> {folder}/told")
     return configure(folder, more=told + more.format(folder=folder, within="2s"), **keys)
 

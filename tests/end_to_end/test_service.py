@@ -19,6 +19,7 @@ OVERWRITE = {
     *("timestamp", "level", "event", "rule", "release", "previous_release", "trigger", "forced", "changed"),
     *("component", "model_sha256", "previous_model_sha256", "content_sha256", "previous_content_sha256"),
     *("bytes", "bytes_written", "labels_added", "labels_removed", "metrics", "source"),
+    *("verified", "gates"),
     *("settle_s", "stage_s", "verify_s", "swap_s", "total_s", "history_seq", "history_sha256"),
 }
 

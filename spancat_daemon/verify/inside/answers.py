@@ -147,6 +147,7 @@ class _Examined:
         if gold:
             self._failing = "the gold documents can't be read"
             gold = scoring.Gold(gold)
+        self._failing = "it loads, but not together with the live release"
         live_nlp, live_pipe = self._load_live(live) if live and (gold or latency) else (None, None)
         if gold:
             self._failing = "it loads, but fails on the gold documents"
@@ -195,6 +196,8 @@ class _Examined:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return loading.load(live, spacy)
+        except MemoryError:
+            raise  # or a hungry snapshot would get rid of what it is compared with
         except BaseException as error:  # noqa: BLE001  # what the live one does is not held against this one
             self._no_live("load", error)
             return None, None
@@ -204,6 +207,8 @@ class _Examined:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.answer["live_evaluated"] = scoring.evaluate(nlp, pipe, gold)
+        except MemoryError:
+            raise  # as above
         except BaseException as error:  # noqa: BLE001  # as above
             self._no_live("be evaluated", error)
 
@@ -211,6 +216,8 @@ class _Examined:
         if live_nlp is not None:
             try:
                 self.answer["timed"] = timing.time_both(nlp, live_nlp, texts)
+            except MemoryError:
+                raise  # as above
             except Exception as error:  # noqa: BLE001  # whichever of the two it was, alone it shows
                 self._no_live("be timed", error)
             else:
