@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History, Record
     from spancat_daemon.release.recovery import Recovered
-    from spancat_daemon.release.swap import Swapped
     from spancat_daemon.snapshot import Request, Trigger, Unchanged
 
 QUIET_TRIGGERS = frozenset({"change", "startup"})
@@ -124,12 +123,31 @@ class Chronicle:
         """A commit made a release live; returns the payload of its event."""
         payload = {**record.data, "history_seq": record.seq, "history_sha256": record.sha256}
         if not self._has_logged(str(record.data.get("rule", "")), record.sha256):
+            self._tell_why(record)
             first = record.data.get("previous_release") is None
             self._log.info("release.published" if first else "release.overwrite", **payload)
         self._told = record.seq
         with contextlib.suppress(OSError):  # a full disk: at worst the event comes twice after a crash
             self._folder.mark_announced(record.seq)
         return payload
+
+    def _tell_why(self, record: Record) -> None:
+        """What a swap is besides: a way back, or a rejected snapshot made live after all."""
+        data = record.data
+        if "promoted" in data:
+            self._log.warning(
+                "release.promoted", release=data["release"], history_seq=record.seq, **data["promoted"]
+            )
+        elif data.get("trigger") in {"rollback", "recovery"}:
+            reason = data.get("reason", "")
+            self._log.warning(
+                "release.rolled_back",
+                release=data["release"],
+                from_release=data["previous_release"],
+                reason=reason or "somebody asked for it",
+                automatic=bool(reason),
+                history_seq=record.seq,
+            )
 
     def missed(self, history: History) -> None:
         """The last swap, if a crash came between its commit and its event."""
@@ -164,26 +182,6 @@ class Chronicle:
         action = "the folder, or the lock in it, was deleted, moved or replaced: what is there now is held"
         self._log.warning("release.recovered", actions=[action], release=live)
 
-    def rolled_back(self, swapped: Swapped, reason: str) -> None:
-        """An earlier release was made live: for a reason that was found out, or because somebody said so."""
-        self._log.warning(
-            "release.rolled_back",
-            release=swapped.release.id,
-            from_release=swapped.previous.id if swapped.previous else None,
-            reason=reason or "somebody asked for it",
-            automatic=bool(reason),
-            history_seq=swapped.record.seq,
-        )
-
-    def promoted(self, swapped: Swapped) -> None:
-        """A rejected snapshot was made live after all."""
-        self._log.warning(
-            "release.promoted",
-            release=swapped.release.id,
-            history_seq=swapped.record.seq,
-            **swapped.record.data["promoted"],
-        )
-
     def notified(self, swap: Swap, done: Done) -> None:
         """Somebody was told of a swap, or could not be."""
         fields = {
@@ -210,8 +208,8 @@ class Chronicle:
         """A release that should go stays live, for want of another."""
         self._log.error("release.rollback_failed", release=release, reason=reason, stays_because=why)
 
-    def conclude_failed(self, release: str, error: OSError | SpancatDaemonError) -> None:
-        """That all followed a swap could not be recorded; the next start does it again."""
+    def conclude_failed(self, release: str, error: Exception) -> None:
+        """What was to follow a swap could not be brought to its end; the next start does it again."""
         self._log.warning("release.conclude_failed", release=release, reason=str(error))
 
     def corrupted(self, release: str, path: Path, faults: Sequence[str], *, live: bool) -> None:

@@ -24,7 +24,16 @@ from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.pruning import prune, verdicts_on
 from spancat_daemon.release.staging import Abandoned, Lacking
 from spancat_daemon.rollback import go_back
-from spancat_daemon.snapshot import Known, Refusal, Request, Tools, Unchanged, take
+from spancat_daemon.snapshot import (
+    LIMIT_AGAIN_S,
+    Known,
+    Refusal,
+    Refused,
+    Request,
+    Tools,
+    Unchanged,
+    take,
+)
 from spancat_daemon.verify.verification import stamps_of
 
 if TYPE_CHECKING:
@@ -36,9 +45,10 @@ if TYPE_CHECKING:
     from spancat_daemon.config.expand import Target
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.folder import Release
-    from spancat_daemon.release.history import Record
+    from spancat_daemon.release.history import History, Record
     from spancat_daemon.release.retention import Verdict
     from spancat_daemon.snapshot import Trigger
+    from spancat_daemon.verify.verification import Stamps
     from spancat_daemon.verify.warm import WarmLoaders
 
 Status = Literal[
@@ -145,6 +155,7 @@ class Deployment:
         self._known = Known()
         self._known_of = target
         self._judged: Tree | None = None
+        self._judged_by: Stamps = ()
 
     def __enter__(self) -> Self:
         self.hold()
@@ -166,13 +177,19 @@ class Deployment:
                 raise Abandoned("the deployment was given up", where=str(self.folder.path))
             if self._holding.take():
                 self._known = Known()
-                if self._resumes:
-                    self._follow_up.resume(self.target.watch)
+                self._resume()
 
     def close(self) -> None:
         """Lets the folder go once the work under way has ended, and all that is to follow a swap."""
         self._follow_up.wait()
         self._holding.let_go()
+
+    def comes_to_rest(self, timeout_s: float) -> bool:
+        """Whether nothing is under way any more, after so long at most; for a stop, after `abandon`."""
+        until_s = time.monotonic() + timeout_s
+        if not self._follow_up.wait(timeout_s):
+            return False
+        return self._holding.comes_to_rest(max(until_s - time.monotonic(), 0.0))
 
     def abandon(self) -> None:
         """Makes what is under way give up soon, and refuses further snapshots; for a stop."""
@@ -190,12 +207,29 @@ class Deployment:
         return self._follow_up.on_probation
 
     def retarget(self, target: Target, *, min_free_bytes: int) -> None:
-        """Takes over the settings of a reloaded rule with the same folder, from the next snapshot on."""
-        self.target, self.min_free_bytes = target, min_free_bytes
+        """Takes over the settings of a reloaded rule with the same folder, from the next snapshot on.
+
+        What is live and on probation is held to them, too.
+        """
+        before, self.target, self.min_free_bytes = self.target, target, min_free_bytes
+        self._chronicle.target = target
+        if target.watch != before.watch:
+            self._follow_up.retarget(target.watch)
 
     def recover(self) -> None:
         """Repairs what a crash left in the folder and logs each swap that the log has not seen."""
         self._holding.recover()
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._resumes:
+            self._follow_up.resume(self.target.watch)
+
+    def _ready(self) -> History:
+        """The history of the folder, which is held and recovered."""
+        self.hold()
+        self.recover()
+        return self._holding.history
 
     # -- snapshots ------------------------------------------------------------------------------------------
 
@@ -204,18 +238,21 @@ class Deployment:
 
         Args:
             trigger: what asked for it.
-            force: publish even if nothing changed, or the content was rolled back.
+            force: publish even if nothing changed, or the content was rejected; if it is "manual" also if it
+                was rolled back, or what is live is on probation.
             since_s: monotonic time at which the asking began; now, if it is not given.
         """
         began = self._tools.monotonic() if since_s is None else since_s
         with self._holding.alone:
             try:
                 self.hold()
-                if not force and (waits_for := self.on_probation) is not None:
+                if self._holding.history.pending_intent() is not None:
+                    self.recover()  # a swap that is live already may be on probation
+                request = Request(trigger, force, began)
+                if not request.explicit and (waits_for := self.on_probation) is not None:
                     return Result(
                         "probation", waits_for, f"{waits_for} is on probation; --force does not wait for it"
                     )
-                request = Request(trigger, force, began)
                 try:
                     return self._snapshot(request)
                 except Lacking:
@@ -242,9 +279,11 @@ class Deployment:
 
     def _snapshot(self, request: Request) -> Result:
         target, self._judged = self.target, None
+        self._judged_by = stamps_of(
+            target.watch
+        )  # before they are read: what changes meanwhile was not asked
         if target != self._known_of:
             self._known_of, self._known = target, Known()
-            self._chronicle.target = target
         outcome = take(
             request,
             target,
@@ -306,7 +345,7 @@ class Deployment:
         unwell: bool = False,
     ) -> Mapping[str, Any]:
         with self._holding.alone:
-            history = self._holding.ready()
+            history = self._ready()
             swapped = go_back(
                 self.target,
                 self.folder,
@@ -322,7 +361,6 @@ class Deployment:
                 unwell=unwell,
             )
             self._known = Known()
-            self._chronicle.rolled_back(swapped, reason)
             return self._swapped(swapped.record)
 
     def promote(self, name: str, *, force: bool, reason: str) -> Mapping[str, Any]:
@@ -335,7 +373,7 @@ class Deployment:
             NoSuchRelease, Rejected, Moved, SpancatDaemonError, OSError: see `promotion.promote`.
         """
         with self._holding.alone:
-            history = self._holding.ready()
+            history = self._ready()
             swapped = promote(
                 self.target,
                 self.folder,
@@ -346,7 +384,6 @@ class Deployment:
                 tools=self._tools,
             )
             self._known = Known()
-            self._chronicle.promoted(swapped)
             payload = self._swapped(swapped.record)
             self._retain()
             return payload
@@ -372,6 +409,8 @@ class Deployment:
                 trigger="recovery",
                 reason=f"{release} is corrupted: {faults[0]}",
             )
+        except Abandoned:
+            return  # the next scrub finds it again
         except (OSError, SpancatDaemonError) as error:
             self._chronicle.stays(release, "it is corrupted", str(error))
 
@@ -392,7 +431,7 @@ class Deployment:
 
     def _pin(self, name: str, *, pinned: bool) -> str:
         with self._holding.alone:
-            history = self._holding.ready()
+            history = self._ready()
             release = self.folder.find(name, history=history)
             if (release.id in self.folder.pins()) != pinned:
                 (self.folder.pin if pinned else self.folder.unpin)(release.id)
@@ -409,7 +448,7 @@ class Deployment:
             would be.
         """
         with self._holding.alone:
-            self._holding.ready()
+            self._ready()
             verdicts = self.verdicts()
             gone = {verdict.release.id for verdict in verdicts if not verdict.kept_because}
             if not dry_run:
@@ -451,7 +490,9 @@ class Deployment:
         self._chronicle.rejected(error, trigger, self._judged)
         # What could not be read may be readable the next time, though nothing has changed.
         if self._judged is not None and not isinstance(error.__cause__, (OSError, UnreadableSourceError)):
-            refused = Refusal(self._judged, stamps_of(self.target.watch), self.live_id(), error)
+            by_limit = isinstance(error, Refused) and error.by_limit
+            until_s = self._tools.monotonic() + LIMIT_AGAIN_S if by_limit else None
+            refused = Refusal(self._judged, self._judged_by, self.live_id(), error, until_s)
             self._known = replace(self._known, refused=refused)
         return self._result("rejected", error)
 

@@ -97,6 +97,15 @@ class Holding:
             self._at_rest.wait_for(lambda: not self._in_staging)
             self._held.close()
 
+    def comes_to_rest(self, timeout_s: float) -> bool:
+        """Whether nobody works on the folder any more, after so long at most."""
+        if not self.alone.acquire(timeout=timeout_s):
+            return False
+        try:
+            return self._at_rest.wait_for(lambda: not self._in_staging, timeout_s)
+        finally:
+            self.alone.release()
+
     def recover(self) -> None:
         """Repairs what a crash left in the folder and logs each swap that the log has not seen."""
         with self.alone:

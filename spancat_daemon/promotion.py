@@ -47,13 +47,16 @@ def promote(
     Raises:
         NoSuchRelease: there is no rejected snapshot of that name.
         Moved: what is live changed while it was verified.
+        Abandoned: `tools.abandoned` said so.
         Rejected: its files are not what they were, or it does not pass.
         SpancatDaemonError: it could not be verified.
         OSError: the folder could not be written; nothing is live that was not before.
     """
     began = tools.monotonic()
     rejected, live = rejects.find_rejected(folder, name), folder.live()
-    staged = restage(rejected, staging_path=folder.staging_path, durability=tools.durability)
+    staged = restage(
+        rejected, staging_path=folder.staging_path, durability=tools.durability, abandoned=tools.abandoned
+    )
     try:
         verifier, verification = rejected.manifest.verifier, rejected.manifest.verification
         if not force:
@@ -70,6 +73,7 @@ def promote(
         manifest = replace(
             rejected.manifest,
             id=release_id(sequence, created, rejected.manifest.content_sha256),
+            rule=target.rule,
             sequence=sequence,
             created_at=rfc3339(created),
             trigger="manual",

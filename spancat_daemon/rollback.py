@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from spancat_daemon.errors import SpancatDaemonError, UsageError
+from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.release.swap import Swapped, make_live
 from spancat_daemon.snapshot import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.verify.digests import faults_of
@@ -46,14 +47,21 @@ def go_back(
         passed_over: told of each release that would have been gone back to, had it been whole.
         trigger: "rollback" bars what it leaves from going live again unforced; "recovery" does not.
         reason: why, for the log and the history.
-        unwell: whether the content of what is live is at fault: then it is no target in another release.
+        unwell: whether the content of what is live is at fault: then it is no target in another release, and
+            what was not seen to do well itself is only where there is nothing else.
 
     Raises:
         UsageError: there is nothing to go back to, or the named release is live already.
         NoSuchRelease: there is no release of that name.
+        Abandoned: `tools.abandoned` said so.
         SpancatDaemonError: another release than `leaving` is live, or the named one is corrupted.
         OSError: the folder could not be written; what was live still is, or the history says what is.
     """
+
+    def proceed(_bytes: int) -> None:
+        if tools.abandoned():
+            raise Abandoned("going back was given up", where=where)
+
     began = tools.monotonic()
     where = str(folder.path)
     live = folder.live()
@@ -68,7 +76,14 @@ def go_back(
         chosen: Release | None = folder.find(name, history=history)
     else:
         not_content = live.manifest.content_sha256 if live is not None and unwell else ""
-        chosen = good_release(folder, history, not_content=not_content, passed_over=passed_over)
+        chosen = good_release(
+            folder,
+            history,
+            not_content=not_content,
+            rather_not=history.doubtful() if unwell else (),
+            pace=proceed,
+            passed_over=passed_over,
+        )
     if live_id is None or chosen is None:
         raise UsageError(
             "there is no earlier release to roll back to", where=where, hint="`list` shows what there is"
@@ -76,7 +91,7 @@ def go_back(
     if chosen.id == live_id:
         raise UsageError(f"{chosen.id} is live already", where=where)
     if name is not None:
-        _must_be_whole(chosen)
+        _must_be_whole(chosen, proceed)
     return make_live(
         folder,
         chosen,
@@ -92,7 +107,7 @@ def go_back(
             "stage_s": 0.0,
             "verify_s": 0.0,
             **({"reason": reason} if reason else {}),
-            **follow_up(target.watch),
+            **follow_up(target.watch, back=True),
             **UNMEASURED,
         },
         durability=tools.durability,
@@ -104,8 +119,8 @@ def go_back(
     )
 
 
-def _must_be_whole(release: Release) -> None:
-    findings = faults_of(release)
+def _must_be_whole(release: Release, pace: Callable[[int], None]) -> None:
+    findings = faults_of(release, pace=pace)
     if findings:
         raise SpancatDaemonError(
             f"is corrupted: {findings[0]}",

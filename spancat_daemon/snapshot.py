@@ -50,13 +50,23 @@ class Request:
 
     Attributes:
         trigger: what asked for it.
-        forced: publish even if the content equals the live release's, or was rolled back.
+        forced: publish even if the content equals the live release's, or was rejected before.
         since_s: monotonic time at which the asking began; the figures of the release count from it.
     """
 
     trigger: Trigger
     forced: bool
     since_s: float
+
+    @property
+    def explicit(self) -> bool:
+        """Whether somebody insists; a schedule that forces does not know what happened since it was made."""
+        return self.forced and self.trigger == "manual"
+
+
+LIMIT_AGAIN_S: Final = 3600.0
+"""A snapshot that came to a limit of time or memory is tried again after so long: perhaps it was not its own
+fault, but that of a busy machine."""
 
 
 class Refused(Rejected):
@@ -71,6 +81,12 @@ class Refused(Rejected):
         super().__init__(verification.reason, where=where, hint=hint)
         self.snapshot = snapshot
         self.verification = verification
+
+    @property
+    def by_limit(self) -> bool:
+        """Whether it came to a limit of time or memory."""
+        verdict = self.verification.verdict
+        return verdict is not None and verdict.fault == "limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +124,14 @@ class Refusal:
         terms: stamps of the files that the rule's terms come from.
         live: id of the release that was live.
         error: why.
+        until_s: monotonic time at which it is to be tried again all the same; None: never.
     """
 
     tree: Tree
     terms: Stamps
     live: str | None
     error: Rejected
+    until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +233,11 @@ def take(
                 return Unchanged(live.id, settled.tree, read=False)
             refused = known.refused
             looks = (settled.tree, stamps_of(watch), live.id if live else None)
-            if refused is not None and looks == (refused.tree, refused.terms, refused.live):
+            if (
+                refused is not None
+                and looks == (refused.tree, refused.terms, refused.live)
+                and (refused.until_s is None or tools.monotonic() < refused.until_s)
+            ):
                 raise refused.error.with_traceback(None)  # else each time adds to it, and keeps its frames
         planned = plan(settled, contents=watch.contents, component=watch.component)
         step = progress(source, settled.layout, writer=watch.writer) if watch.gate.min_step else None
@@ -235,8 +257,12 @@ def take(
         if live is not None and not request.forced and staged.content_sha256 == live.manifest.content_sha256:
             return Unchanged(live.id, settled.tree, read=True)
         terms = terms_of(watch, live)
+        if not request.explicit and staged.content_sha256 in history.barred():
+            raise RolledBack(
+                "its content was live and was rolled back", hint="`snapshot --force` makes it live again"
+            )
         if not request.forced:
-            _refuse_known(folder, history, staged, terms)
+            _refuse_known(folder, staged, terms, tools.now())
         with tools.verifying(staged.path.name):
             verification = verify(
                 _subject(staged),
@@ -291,9 +317,15 @@ UNMEASURED: Final = {"swap_s": None, "total_s": None}
 """What a commit says until its end is known, and for good if recovery has to make it from the intent."""
 
 
-def follow_up(watch: Watch) -> dict[str, Any]:
-    """What the history says of a swap that somebody is to be told of, or that is to be seen to do well."""
-    return {"follow_up": True} if watch.after or watch.health is not None else {}
+def follow_up(watch: Watch, *, back: bool = False) -> dict[str, Any]:
+    """What the history says of a swap that somebody is to be told of, or that is to be seen to do well.
+
+    What brings an earlier release `back` is not to be seen to.
+    """
+    if not watch.after and watch.health is None:
+        return {}
+    asked = watch.health is not None or any(after.required for after in watch.after)
+    return {"follow_up": True} | ({"probation": True} if asked and not back else {})
 
 
 def overwrite_details(manifest: Manifest, previous: Manifest | None) -> dict[str, Any]:
@@ -324,14 +356,13 @@ def overwrite_details(manifest: Manifest, previous: Manifest | None) -> dict[str
     }
 
 
-def _refuse_known(folder: DeploymentFolder, history: History, staged: Staged, terms: Terms) -> None:
+def _refuse_known(folder: DeploymentFolder, staged: Staged, terms: Terms, now: datetime) -> None:
     """Raises what was found out before about the same content: it need not be asked again."""
-    if staged.content_sha256 in history.barred():
-        raise RolledBack(
-            "its content was live and was rolled back", hint="`snapshot --force` makes it live again"
-        )
     kept = rejects.refusal(folder, staged.content_sha256, terms.sha256)
-    if kept is not None:
+    if kept is None:
+        return
+    age_s = (now - datetime.fromisoformat(kept.manifest.created_at)).total_seconds()
+    if kept.manifest.verification.get("fault") != "limit" or 0 <= age_s < LIMIT_AGAIN_S:
         raise Rejected(
             f"was rejected before, as {kept.id}: {kept.manifest.verification.get('reason', '')}",
             hint="`snapshot --force` verifies it again, `promote` overrules",

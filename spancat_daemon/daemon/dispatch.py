@@ -7,6 +7,7 @@ is looked at again afterwards, so no change is missed and none is waited for.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -60,11 +61,11 @@ class Flag:
     waiters: tuple[Future[Result], ...] = ()
 
     def join(self, other: Flag) -> Flag:
-        """One flag that stands for both."""
-        first = self if RANK[self.trigger] >= RANK[other.trigger] else other
+        """One flag that stands for both; what forces names it, for not every trigger's force goes as far."""
+        first = max(self, other, key=lambda flag: (flag.forced, RANK[flag.trigger]))
         return Flag(
             first.trigger,
-            self.forced or other.forced,
+            first.forced,
             min(self.since_s, other.since_s),
             self.waiters + other.waiters,
         )
@@ -176,7 +177,9 @@ class Dispatcher:
                 elif under_way < self.workers and room > 0:
                     lane.running, lane.flag, lane.due_s = lane.flag, None, None
                     under_way, room = under_way + 1, room - 1
-                    self._begin(lane, lane.running)
+                    if not self._begin(lane, lane.running):
+                        lane.running, lane.flag, lane.due_s = None, lane.running, now + RETRY_FIRST_S
+                        soonest = lane.due_s if soonest is None else min(soonest, lane.due_s)
         return None if soonest is None else max(soonest - now, 0.0)
 
     def status(self, rule: str) -> LaneStatus:
@@ -221,8 +224,14 @@ class Dispatcher:
         """Changes how many snapshots may be under way at once; those under way go on."""
         self.workers = workers
 
-    def _begin(self, lane: _Lane, flag: Flag) -> None:
-        threading.Thread(target=self._run, args=(lane, flag), name="snapshot", daemon=True).start()
+    def _begin(self, lane: _Lane, flag: Flag) -> bool:
+        """Gives it a thread; whether there was one to be had."""
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._run, args=(lane, flag), name="snapshot", daemon=True).start()
+            return True
+        reason = "the system gives no more threads"
+        self.log.error("snapshot.failed", rule=lane.deployment.target.rule, reason=reason)
+        return False
 
     def _run(self, lane: _Lane, flag: Flag) -> None:
         try:

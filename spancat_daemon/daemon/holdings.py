@@ -91,6 +91,7 @@ class Holdings:
                     deployment.hold()
             except BaseException:
                 for deployment in taken:
+                    deployment.abandon()  # it may have taken up what followed a swap
                     deployment.close()
                 raise
         changed = list(fresh.values())

@@ -429,12 +429,16 @@ class Service:
             self._control.close()
 
     def _end_work(self) -> None:
-        stuck = self.dispatcher.stop(STOP_WITHIN_S)
+        until_s = time.monotonic() + STOP_WITHIN_S
+        stuck = set(self.dispatcher.stop(STOP_WITHIN_S))
         while not self._reloads.empty():
             self._reloads.get().set_exception(SpancatDaemonError("the daemon stops"))
+        for held in self.holdings.all():
+            if not held.comes_to_rest(max(until_s - time.monotonic(), 0.0)):
+                stuck.add(held.target.rule)
         if stuck:
             # The next start's recovery removes what they leave; waiting longer would get us killed anyway
-            self.log.warning("daemon.stopped", signal=self._stop_signal, abandoned=list(stuck))
+            self.log.warning("daemon.stopped", signal=self._stop_signal, abandoned=sorted(stuck))
             self._output.close()
             sys.stdout.flush()
             os._exit(ExitCode.DONE)

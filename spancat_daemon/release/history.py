@@ -231,6 +231,10 @@ class History:
         """Content digests that going back left, and that only an explicit command makes live again."""
         return frozenset(self._standing.barred)
 
+    def doubtful(self) -> frozenset[str]:
+        """Ids of the releases that were on probation and never seen to do well."""
+        return frozenset(self._standing.doubtful)
+
     def released(self) -> frozenset[str]:
         """Ids of the releases that were published or adopted, and not pruned."""
         return frozenset(self._standing.released)

@@ -187,6 +187,7 @@ class Standing:
         committed: `seq` of the last commit.
         unconcluded: the last commit, if something was to follow it (who is told, whether all is well) and
             it was not recorded that it did.
+        doubtful: ids of the releases that were on probation and never seen to do well.
         order: ids of the releases that were live, as one would go back through them: a rollback takes those
             it leaves out, so that the next one goes further back and not forth again.
         released: ids of the releases that were published and not pruned.
@@ -201,6 +202,7 @@ class Standing:
     live: str | None = None
     committed: int = 0
     unconcluded: Record | None = None
+    doubtful: set[str] = field(default_factory=set)
     order: list[str] = field(default_factory=list)
     released: set[str] = field(default_factory=set)
     barred: set[str] = field(default_factory=set)
@@ -232,22 +234,36 @@ class Standing:
         elif record.kind in OUTCOMES:
             self.pending = None
         if record.kind == "commit":
-            self.committed = record.seq
-            self.unconcluded = record if data.get("follow_up") else None
+            self._committed(record)
             self._made_live(release, data, back=data.get("trigger") == "rollback")
         elif record.kind == "concluded":
-            if self.unconcluded is not None and data.get("of") == self.unconcluded.seq:
-                self.unconcluded = None
+            self._concluded(data)
         elif record.kind == "recovered":
-            self.unconcluded = None
+            if release != self.live:  # else nothing else went live
+                self.unconcluded = None
             adopted = data.get("adopted", ())
             self.released.update(adopted)
             self.highest = max(self.highest, *(parse_release_id(name) or 0 for name in adopted), 0)
             self._made_live(release, data, back=True)
         elif record.kind == "pruned" and isinstance(release, str):
             self.released.discard(release)
+            self.doubtful.discard(release)
             if release in self.order:
                 self.order.remove(release)
+
+    def _committed(self, record: Record) -> None:
+        self.committed = record.seq
+        cut_short = self.unconcluded
+        if cut_short is not None and cut_short.data.get("probation"):
+            self.doubtful.add(cut_short.data["release"])
+        self.doubtful.discard(record.data["release"])
+        self.unconcluded = record if record.data.get("follow_up") else None
+
+    def _concluded(self, data: Mapping[str, Any]) -> None:
+        if self.unconcluded is not None and data.get("of") == self.unconcluded.seq:
+            if data.get("unwell"):
+                self.doubtful.add(self.unconcluded.data["release"])
+            self.unconcluded = None
 
     def _made_live(self, release: str | None, data: Mapping[str, Any], *, back: bool) -> None:
         self.live = release

@@ -109,9 +109,9 @@ def digests_at(
     return sorted(findings + _model(manifest), key=lambda finding: (finding.path, finding.kind))
 
 
-def faults_of(release: Release) -> list[Finding]:
+def faults_of(release: Release, *, pace: Callable[[int], None] = lambda _: None) -> list[Finding]:
     """`digests` of a release that is to be relied on, at full speed; empty if it is whole."""
-    return digests(release.path, release.manifest)
+    return digests(release.path, release.manifest, pace=pace)
 
 
 class _Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -215,6 +215,11 @@ class Figure:
         return f"{self.gate}{of}: {self.value}, limit {self.limit}{live}{note}"
 
 
+_KEPT: Final = (
+    "fault warnings probed evaluated live_evaluated timed live_reason load_s peak_rss_bytes total_s"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """What a verification came to; what a manifest keeps of it is `document`.
@@ -246,9 +251,8 @@ class Verification:
             "gates": self.gates,
         }
         if self.verdict is not None:
-            kept = "warnings probed evaluated live_evaluated timed live_reason load_s peak_rss_bytes total_s"
             said = asdict(self.verdict)
-            found |= {key: said[key] for key in kept.split() if said[key] not in (None, "")}
+            found |= {key: said[key] for key in _KEPT.split() if said[key] not in (None, "")}
         return found
 
     @property

@@ -6,20 +6,29 @@ import errno
 import os
 import time
 import traceback
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
+from spancat_daemon.checkpoint.settle import file_clock_ns
 from spancat_daemon.config.expand import targets
 from spancat_daemon.config.load import load
+from spancat_daemon.daemon.holdings import Holdings
 from spancat_daemon.deployment import Deployment
 from spancat_daemon.errors import SpancatDaemonError
-from spancat_daemon.release import copying
+from spancat_daemon.release import copying, rejects
 from spancat_daemon.release.durability import Durability
+from spancat_daemon.release.folder import DeploymentFolder, FolderBusy
+from spancat_daemon.release.staging import Abandoned
+from spancat_daemon.snapshot import Known
+from spancat_daemon.verify.verdict import LoadVerdict, Verification
+from spancat_daemon.verify.verification import Terms
 from spancat_daemon.verify.warm import WarmLoaders
 from tests.judgement import history, sound
 from tests.pipelines import build
-from tests.service import configure
+from tests.service import configure, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,6 +210,7 @@ def test_a_commit_that_recovery_makes_says_all_that_others_say(
     assert recovered["history_seq"] == history(deploy)[-1]["seq"]
     publish(held, force=True)
     assert recovered.keys() - {"recovered"} == log.of("release.overwrite")[-1].keys()
+    assert len(log.of("release.rolled_back")) == (by == "rollback")
 
 
 def test_a_rollback_does_not_leave_another_release_than_the_one_that_was_seen(
@@ -230,3 +240,221 @@ def test_what_was_rolled_back_is_refused_without_alarm(held: Deployment, tmp_pat
     )
     (told,) = log.of("snapshot.rejected")
     assert told["path"] == str(held.target.source)
+
+
+UNWELL = '[watch.health]\ncommand = ["false"]\nwithin = "10m"\ntimeout = "1s"\n'
+
+
+class Clock:
+    """Steps when told to."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+    def now_ns(self) -> int:
+        return file_clock_ns() + int(self.ahead_s * 1e9)
+
+
+@contextmanager
+def holding(
+    tmp_path: Path, log: Log, disk: Failing, more: str = "", *, clock: Clock | None = None, **keys: Any
+) -> Iterator[Deployment]:
+    """As the daemon holds it."""
+    if not (tmp_path / "runs").exists():
+        build("default", tmp_path / "runs/model-best")
+    (target,) = targets(load(configure(tmp_path, more=more, **keys)))
+    clock = clock or Clock()
+    with (
+        WarmLoaders(at_most=1) as loaders,
+        Deployment(
+            target,
+            min_free_bytes=0,
+            log=cast("Logger", log),
+            loaders=loaders,
+            durability=disk,
+            monotonic=clock.monotonic,
+            now_ns=clock.now_ns,
+            resumes=True,
+        ) as deployment,
+    ):
+        try:
+            yield deployment
+        finally:
+            deployment.abandon()
+
+
+def test_what_follows_a_swap_follows_also_if_only_recovery_could_commit_it(
+    tmp_path: Path, deploy: Path, log: Log, disk: Failing
+) -> None:
+    with holding(tmp_path, log, disk, UNWELL) as held:
+        disk.records_left = 1  # the intent
+        assert look(held, "change").status == "failed"
+        disk.records_left = None
+        next_generation(tmp_path)
+        result = look(held, "change")
+        assert result.status == "probation", "what is live has to do well first"
+        assert held.on_probation == result.release == sound(deploy)["id"]
+
+
+def test_a_schedule_that_forces_waits_for_a_probation_and_somebody_who_insists_does_not(
+    tmp_path: Path, log: Log, disk: Failing
+) -> None:
+    with holding(tmp_path, log, disk, UNWELL) as held:
+        first = look(held, "change").release
+        assert held.on_probation == first
+        assert look(held, "schedule", force=True).status == "probation"
+        assert look(held, "manual").status == "probation"
+        assert look(held, "manual", force=True).status == "published"
+
+
+def test_a_schedule_that_forces_does_not_bring_back_what_somebody_went_back_from(
+    held: Deployment, tmp_path: Path
+) -> None:
+    first = publish(held)
+    next_generation(tmp_path)
+    publish(held)
+    held.rollback(None)
+    result = look(held, "schedule", force=True)
+    assert (result.status, result.release) == ("rejected", first)
+    assert look(held, "manual", force=True).status == "published"
+
+
+def test_what_is_unwell_does_not_go_back_to_what_was_never_seen_to_be_well(
+    tmp_path: Path, log: Log, disk: Failing
+) -> None:
+    well = UNWELL.replace("false", "true")
+    with holding(tmp_path, log, disk, well) as held:
+        first = publish(held)
+        until(lambda: held.on_probation is None)
+        (target,) = targets(load(configure(tmp_path, more=UNWELL)))
+        held.retarget(target, min_free_bytes=0)
+        next_generation(tmp_path, 1)
+        second = publish(held)
+        assert held.on_probation == second
+        next_generation(tmp_path, 2)
+        third = publish(held, force=True)
+        (target,) = targets(load(configure(tmp_path, more=UNWELL.replace("10m", "1s"))))
+        held.retarget(target, min_free_bytes=0)
+        until(lambda: held.live_id() == first, what=str(log.events[-3:]))
+        (back,) = log.of("release.rolled_back")
+        assert (back["from_release"], back["release"]) == (third, first)
+
+
+def test_what_was_given_up_is_not_held_again(held: Deployment, tmp_path: Path, log: Log) -> None:
+    publish(held)
+    next_generation(tmp_path)
+    second = publish(held)
+    held.abandon()
+    held.close()
+    for act in (lambda: held.rollback(None), held.prune, lambda: held.pin(second)):
+        with pytest.raises(Abandoned):
+            act()
+    held.corrupted(second, held.folder.path, ["it rotted"], live=True, heal=True)
+    assert not log.of("release.rollback_failed")
+    with held.folder.lock("somebody else"):
+        pass
+
+
+def test_reading_a_release_to_go_back_to_is_given_up_at_a_stop(
+    held: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(held)
+    next_generation(tmp_path)
+    second = publish(held)
+    before_live = held.folder.before_live
+
+    def stop(**settings: Any) -> Any:
+        held.abandon()
+        return before_live(**settings)
+
+    monkeypatch.setattr(held.folder, "before_live", stop)
+    with pytest.raises(Abandoned):
+        held.rollback(None)
+    assert held.live_id() == second
+
+
+def test_new_terms_count_though_they_came_while_the_old_were_held_against(
+    tmp_path: Path, log: Log, disk: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = tmp_path / "probes.jsonl"
+    probes.write_text('{"text": "one"}\n')
+    more = f'[watch.verify]\nprobes = "{probes}"\n'
+
+    def refuse(*arguments: Any, **_: Any) -> Verification:
+        terms = next(part for part in arguments if isinstance(part, Terms))
+        asked.append([probe.text for probe in terms.probes])
+        probes.write_text('{"text": "another"}\n')
+        return Verification(level="probes", passed=False, reason="no", terms_sha256=terms.sha256)
+
+    asked: list[list[str]] = []
+    monkeypatch.setattr("spancat_daemon.snapshot.verify", refuse)
+    with holding(tmp_path, log, disk, more, level=None) as held:
+        for _ in range(3):
+            assert look(held, "change").status == "rejected"
+    assert asked == [["one"], ["another"]]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_came_to_a_limit_is_tried_again_later_and_nothing_else_is(
+    tmp_path: Path, log: Log, disk: Failing, monkeypatch: pytest.MonkeyPatch, *, restarted: bool
+) -> None:
+    asked: list[str] = []
+    fault: list[Any] = ["limit"]
+
+    def refuse(*arguments: Any, **_: Any) -> Verification:
+        terms = next(part for part in arguments if isinstance(part, Terms))
+        asked.append(terms.sha256)
+        verdict = LoadVerdict(ok=False, fault=fault[0], reason="no answer within 1 s")
+        return Verification(
+            level="load", passed=False, reason="no answer", terms_sha256=terms.sha256, verdict=verdict
+        )
+
+    monkeypatch.setattr("spancat_daemon.snapshot.verify", refuse)
+    clock = Clock()
+    with holding(tmp_path, log, disk, clock=clock) as held:
+        for looks, (ahead_s, expected) in enumerate(
+            [(0, 1), (0, 1), (3700, 2), (0, 2), (3700, 3), (7200, 3)]
+        ):
+            clock.ahead_s += ahead_s
+            fault[0] = "limit" if looks < 4 else "release"
+            assert look(held, "change").status == "rejected"
+            assert len(asked) == expected
+            if restarted:
+                held._known = Known()
+
+
+def test_a_renamed_rule_is_called_by_its_new_name(tmp_path: Path, log: Log, disk: Failing) -> None:
+    gate = '[watch.gate]\nmax_bytes = "1B"\n'
+    with holding(tmp_path, log, disk, gate) as held:
+        assert look(held, "change").status == "rejected"
+        (rejected,) = rejects.rejected(held.folder)
+        held.retarget(replace(held.target, rule="goods"), min_free_bytes=0)
+        assert held.promote(rejected.id, force=True, reason="because")["rule"] == "goods"
+        (told,) = log.of("release.promoted")
+        assert (told["snapshot"], told["reason"]) == (rejected.id, "because")
+        live = held.folder.live()
+        assert live is not None
+        assert live.manifest.rule == "goods"
+
+
+def test_a_refused_reload_does_not_wait_for_what_its_new_folders_took_up(
+    tmp_path: Path, log: Log, disk: Failing
+) -> None:
+    with holding(tmp_path, log, disk, UNWELL) as held:
+        assert look(held, "change").status == "published"
+        (target,) = targets(load(configure(tmp_path, more=UNWELL)))
+    busy = replace(target, deploy=tmp_path / "models/busy")
+    other = DeploymentFolder(busy.deploy)
+    other.prepare()
+    with other.lock("somebody else"), WarmLoaders(at_most=1) as loaders:
+        holdings = Holdings(
+            log=cast("Logger", log), has_logged=lambda _rule, _sha: False, loaders=loaders, wake=lambda: None
+        )
+        began = time.monotonic()
+        with pytest.raises(FolderBusy):
+            holdings.follow([target, busy], min_free_bytes=0, hold=True)
+        assert time.monotonic() - began < 10
+    assert holdings.all() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,3 +329,33 @@ def test_a_rule_that_is_dropped_in_the_midst_of_a_snapshot_answers_too(scene: Sc
     scene.ends(result)
     assert waiter.result(0) is result
     assert not scene.logged
+
+
+def test_what_forces_names_the_snapshot(scene: Scene) -> None:
+    """A command without --force must not lend its name to a schedule's force, which does not go as far."""
+    scene.flag(trigger="schedule", forced=True)
+    waiter = scene.flag(trigger="manual")
+    assert scene.runs() == ("schedule", True)
+    scene.ends(PUBLISHED)
+    assert waiter.result(0) is PUBLISHED
+    scene.flag(trigger="schedule", forced=True)
+    scene.flag(trigger="manual", forced=True)
+    assert scene.runs() == ("manual", True)
+    scene.ends(PUBLISHED)
+
+
+def test_without_a_thread_a_snapshot_is_tried_again_later(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scene.flag(trigger="schedule", forced=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert scene.dispatcher.turn() == RETRY_FIRST_S
+    assert scene.logged[0][0] == "snapshot.failed"
+    assert scene.dispatcher.status("a").state != "snapshot"
+    scene.now += RETRY_FIRST_S
+    assert scene.runs() == ("schedule", True)
+    scene.ends(PUBLISHED)

@@ -401,3 +401,39 @@ def test_a_record_of_someone_else_is_read_before_anything_is_added(path: Path) -
             history.append("pinned", {"release": C})
         assert history.append("pinned", {"release": C}).seq == 3
     assert History.reading(path).verify() == []
+
+
+def test_what_is_to_follow_a_swap_is_remembered_until_it_is_or_another_goes_live(path: Path) -> None:
+    with opened(path) as history:
+        swap(history, A, follow_up=True)
+        history.append("recovered", {"release": A, "adopted": [B]})  # the same is live
+        unconcluded = [history.unconcluded]
+        history.append("concluded", {"release": A, "of": history.committed})
+        unconcluded.append(history.unconcluded)
+        swap(history, B, follow_up=True)
+        unconcluded.append(history.unconcluded)
+        history.append("recovered", {"release": A})
+        unconcluded.append(history.unconcluded)
+    assert [record and record.data["release"] for record in unconcluded] == [A, None, B, None]
+
+
+def test_what_was_not_seen_to_do_well_is_remembered(path: Path) -> None:
+    with opened(path) as history:
+        swap(history, A, follow_up=True, probation=True)
+        history.append("concluded", {"release": A, "of": history.committed})
+        swap(history, B, follow_up=True, probation=True)
+        assert history.doubtful() == set()
+        swap(history, C, follow_up=True)
+        assert history.doubtful() == {B}
+        swap(history, A)
+        assert history.doubtful() == {B}, "nobody asked how C does"
+        swap(history, B, follow_up=True)
+        assert history.doubtful() == set(), "somebody wanted it all the same"
+        swap(history, C, follow_up=True, probation=True)
+        history.append("concluded", {"release": C, "of": history.committed, "unwell": True})
+        assert history.doubtful() == {C}
+    assert History.reading(path).doubtful() == {C}
+    with opened(path) as history:
+        swap(history, A)
+        history.append("pruned", {"release": C})
+        assert history.doubtful() == set()

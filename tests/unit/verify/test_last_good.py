@@ -108,3 +108,22 @@ def test_nothing_is_live_nothing_to_go_back_to(bench: Bench) -> None:
     assert target(bench) is None
     bench.publish()
     assert target(bench) is None
+
+
+def test_what_one_would_rather_not_go_back_to_is_the_last_resort(bench: Bench) -> None:
+    first, second, third, _ = (bench.publish().release for _ in range(4))
+    assert target(bench, rather_not={third.id}) == second.id
+    rot(first)
+    rot(second)
+    assert target(bench, rather_not={third.id}) == third.id
+
+
+def test_reading_can_be_given_up(bench: Bench) -> None:
+    bench.publish()
+    bench.publish()
+
+    def give_up(_bytes: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        good_release(bench.folder, bench.history, not_content="", pace=give_up)
