@@ -68,6 +68,15 @@ def test_the_unit_says_what_the_service_relies_on() -> None:
     assert unit["ProtectHome"] == ["read-only"]
 
 
+def test_the_unit_lets_the_verifying_process_confine_itself() -> None:
+    allowed = {
+        name for line in settings()["SystemCallFilter"] if line[0] not in "~@" for name in line.split()
+    }
+    # No systemd has these in @system-service; without them a model's code could write to all releases.
+    landlock = {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"}
+    assert allowed == landlock | {"seccomp"}
+
+
 def test_sysusers_makes_the_user_of_the_unit(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     file = DEPLOY / "sysusers.d" / "spancat-daemon.conf"
