@@ -87,10 +87,14 @@ def live_changes(records: Iterable[Record]) -> list[dict[str, Any]]:
 
 def _row(change: dict[str, Any]) -> tuple[str, ...]:
     reason = change.get("trigger") or change["kind"]
-    if change.get("forced") and reason != "rollback":
+    if change.get("forced") and reason not in {"rollback", "recovery"}:
         reason += ", forced"
     if change.get("changed") is False:
         reason += ", same content"
+    promoted = change.get("promoted")
+    why = promoted.get("reason") if isinstance(promoted, dict) else change.get("reason")
+    if why:
+        reason += f": {why}"
     return (
         "" if change["live_until"] else "*",
         local_text(datetime.fromisoformat(change["live_from"])),

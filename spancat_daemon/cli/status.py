@@ -14,7 +14,7 @@ from spancat_daemon.cli.scope import JsonOption, scope
 from spancat_daemon.errors import SpancatDaemonError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from spancat_daemon.config.expand import Target
     from spancat_daemon.config.model import Configuration
@@ -89,20 +89,28 @@ def _from_disk(deploy: Path) -> dict[str, Any]:
     try:
         live = folder.live()
         releases = len(folder.releases())
-        since = None
+        since, went_back = None, ""
         for record in History.reading(folder.history_path).records():
             if record.kind in {"commit", "recovered"}:
-                since = record.time
+                since, went_back = record.time, _went_back(record.data)
     except (OSError, SpancatDaemonError) as error:
         where = getattr(error, "filename", None)
         problem = f"{where}: {error.strerror}" if isinstance(error, OSError) and where else str(error)
-        return {"live": None, "live_since": None, "releases": 0, "problem": problem}
+        return {"live": None, "live_since": None, "releases": 0, "went_back": "", "problem": problem}
     return {
         "live": live.id if live else None,
         "live_since": since if live else None,
         "releases": releases,
+        "went_back": went_back if live else "",
         "problem": None,
     }
+
+
+def _went_back(change: Mapping[str, Any]) -> str:
+    """From which release, and why, if this swap went back by itself; empty if not."""
+    if change.get("trigger") not in {"rollback", "recovery"} or not change.get("reason"):
+        return ""
+    return f"went back by itself from {change.get('previous_release')}: {change['reason']}"
 
 
 def _show(status: dict[str, Any], *, now: datetime) -> None:
@@ -144,7 +152,7 @@ def _show(status: dict[str, Any], *, now: datetime) -> None:
         spare=("releases", "for", "succeeded"),
     )
     for rule in status["rules"]:
-        for problem in filter(None, (rule["problem"], rule["last_reason"])):
+        for problem in filter(None, (rule["problem"], rule["went_back"], rule["last_reason"])):
             data(f"{rule['rule']}: {problem}")
 
 

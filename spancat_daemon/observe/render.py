@@ -20,6 +20,7 @@ _UNSAFE: Final = re.compile(
 )
 _MARKS: Final = {"debug": "·", "info": "•", "warning": "▲", "error": "✖", "critical": "✖"}
 _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "1;31", "critical": "1;31"}
+_BACKWARDS: Final = frozenset({"rollback", "recovery"})  # not forced by anybody
 _RELEASE_ID: Final = re.compile(r"(\d{6,})-\d{8}T\d{6}Z-[0-9a-f]{8}\Z")
 
 
@@ -137,13 +138,14 @@ class _Taken:
 
 
 def _overwrite(fields: _Taken) -> list[str]:
+    trigger = fields.text("trigger")
+    forced = fields.raw("forced") is True and trigger not in _BACKWARDS
     return [
         fields.text("release", shown=_release),
         fields.text("previous_release", "← {}", _release),
-        fields.text("from_release", "← {}", _release),
-        fields.text("trigger"),
+        trigger,
         "unchanged content" if fields.raw("changed") is False else "",
-        "forced" if fields.raw("forced") is True else "",
+        "forced" if forced else "",
         *(f"+{_shown(label)}" for label in _listed(fields.raw("labels_added"))),
         *(f"-{_shown(label)}" for label in _listed(fields.raw("labels_removed"))),
         fields.text("metrics", shown=_metrics),
@@ -152,6 +154,27 @@ def _overwrite(fields: _Taken) -> list[str]:
         *_steps(fields),
         fields.text("swap_s", "swap {}", seconds),
         fields.text("total_s", "total {}", seconds),
+        fields.text("reason", "— {}"),
+    ]
+
+
+def _went_back(fields: _Taken) -> list[str]:
+    by_itself = fields.raw("automatic") is True
+    return [
+        fields.text("release", shown=_release),
+        fields.text("from_release", "← {}", _release),
+        "by itself" if by_itself else "",
+        fields.text("reason", "— {}"),
+    ]
+
+
+def _promoted(fields: _Taken) -> list[str]:
+    """A rejected snapshot that is live under a number of its own; what it was rejected for is overruled."""
+    return [
+        fields.text("release", shown=_release),
+        fields.text("snapshot", "(rejected as {})", _release),
+        fields.text("reason", "— {}"),
+        fields.text("overruled", "overruling: {}"),
     ]
 
 
@@ -167,13 +190,13 @@ def _reasoned(fields: _Taken) -> list[str]:
     forced = fields.raw("forced") is True
     return [
         fields.text("release", shown=_release),
+        fields.text("snapshot", shown=_release),
         fields.text("trigger"),
         "forced" if forced else "",
         fields.text("status"),
         fields.text("reason", "— {}"),
-        fields.text("where", "({})"),
-        fields.text("path", "({})"),
-        fields.text("source", "({})"),
+        # often one and the same
+        *dict.fromkeys(fields.text(key, "({})") for key in ("where", "path", "source")),
         fields.text("files", "{} files"),
         fields.text("bytes", shown=size),
         fields.text("hint", "→ {}"),
@@ -193,6 +216,12 @@ def _notified(fields: _Taken) -> list[str]:
         fields.text("seconds", shown=seconds),
         fields.text("reason", "— {}"),
     ]
+
+
+def _refused(fields: _Taken) -> list[str]:
+    """All that is wrong with a configuration; one problem is its own reason."""
+    problems = _listed(fields.raw("problems"))
+    return [fields.text("reason", "— {}"), "; ".join(map(_shown, problems)) if len(problems) > 1 else ""]
 
 
 def _pruned(fields: _Taken) -> list[str]:
@@ -223,13 +252,15 @@ def _disk(fields: _Taken) -> list[str]:
 _SENTENCES: Final[Mapping[str, Callable[[_Taken], list[str]]]] = {
     "release.published": _overwrite,
     "release.overwrite": _overwrite,
-    "release.rolled_back": _overwrite,
+    "release.rolled_back": _went_back,
+    "release.promoted": _promoted,
     "release.recovered": _overwrite,
     "release.pruned": _pruned,
     "log.dropped": _dropped,
     "notification.done": _notified,
     "notification.failed": _notified,
     "disk.low": _disk,
+    "daemon.reload_refused": _refused,
     **dict.fromkeys(
         (
             "checkpoint.changed",
@@ -239,11 +270,9 @@ _SENTENCES: Final[Mapping[str, Callable[[_Taken], list[str]]]] = {
             "snapshot.unchanged",
             "snapshot.rejected",
             "snapshot.failed",
-            "daemon.reload_refused",
             "health.passed",
             "health.failed",
             "release.corrupted",
-            "release.promoted",
             "release.rollback_failed",
             "release.pinned",
             "release.unpinned",
@@ -272,11 +301,18 @@ _OF_RELEASES: Final = frozenset(
         "verified",
         "gates",
         "follow_up",
-        "automatic",
+        "promoted",  # release.promoted says it
     }
 )
 _HIDDEN: Final[Mapping[str, frozenset[str]]] = dict.fromkeys(
-    ("release.published", "release.overwrite", "release.rolled_back", "release.recovered", "release.pruned"),
+    (
+        "release.published",
+        "release.overwrite",
+        "release.rolled_back",
+        "release.promoted",
+        "release.recovered",
+        "release.pruned",
+    ),
     _OF_RELEASES,
 ) | {"snapshot.rejected": frozenset({"gates", "level"})}
 

@@ -105,6 +105,62 @@ def test_a_rejection_says_where_why_and_what_to_do() -> None:
     )
 
 
+def test_a_rejection_names_its_snapshot_and_each_place_once() -> None:
+    line = render(
+        "snapshot.rejected",
+        rule="products",
+        reason="no",
+        path="/srv/x",
+        source="/srv/x",
+        snapshot="000002-20261122T103045Z-aaaaaaaa",
+        gates=[{"gate": "minimum"}],
+    )
+    assert line.endswith("snapshot.rejected products 000002 — no (/srv/x)")
+
+
+def test_going_back_by_itself_says_so_and_why() -> None:
+    release, left = "000004-20261122T103045Z-aaaaaaaa", "000005-20261122T103045Z-bbbbbbbb"
+    line = render(
+        "release.rolled_back",
+        release=release,
+        from_release=left,
+        automatic=True,
+        reason="sick",
+        history_seq=7,
+    )
+    assert line.endswith("release.rolled_back 000004 ← 000005 by itself — sick")
+    swap = render(
+        "release.overwrite",
+        release=release,
+        previous_release=left,
+        trigger="rollback",
+        forced=True,
+        reason="sick",
+    )
+    assert swap.endswith("000004 ← 000005 rollback — sick")
+
+
+def test_a_promotion_says_what_it_overrules_and_its_swap_does_not_say_it_again() -> None:
+    promoted: dict[str, Any] = {
+        "snapshot": "000003-20261122T103045Z-aaaaaaaa",
+        "overruled": "too low",
+        "reason": "I know",
+    }
+    release = "000005-20261122T103045Z-bbbbbbbb"
+    line = render("release.promoted", release=release, history_seq=5, **promoted)
+    assert line.endswith("release.promoted 000005 (rejected as 000003) — I know overruling: too low")
+    assert render("release.overwrite", release=release, promoted=promoted).endswith(
+        "release.overwrite 000005"
+    )
+
+
+def test_a_refused_reload_says_each_problem_once() -> None:
+    one, two = "/d.toml:1:1: a", "/d.toml:2:1: b"
+    assert render("daemon.reload_refused", reason=one, problems=[one]).endswith(f"refused — {one}")
+    several = render("daemon.reload_refused", reason="2 problems", problems=[one, two])
+    assert several.endswith(f"refused — 2 problems {one}; {two}")
+
+
 def test_what_a_sentence_does_not_know_is_shown_all_the_same() -> None:
     assert render("snapshot.failed", reason="x", errno=28).endswith("— x errno=28")
     line = render("something.new", rule="r", a=1, b="two", c=[1, 2], d={"k": True}, e=None, f=0.123456789)
