@@ -79,11 +79,13 @@ def ask(python: str, *, memory_bytes: int, timeout_s: float) -> Answer:
 
     timer = threading.Timer(timeout_s, end)
     timer.start()
-    with process.stdout:
-        said = process.stdout.read(_MOST_BYTES).decode("utf-8", "replace")
-    timer.cancel()
-    _kill(process)  # one that says too much is not waited for
-    process.wait()
+    try:
+        with process.stdout:
+            said = process.stdout.read(_MOST_BYTES).decode("utf-8", "replace")
+    finally:  # Ctrl-C too; and one that says too much is not waited for
+        timer.cancel()
+        _kill(process)
+        process.wait()
     if late.is_set():
         return Answer("", "", f"does not answer within {timeout_s:g} s")
     return _judge(said)
