@@ -72,7 +72,7 @@ def test_the_unit_lets_the_verifying_process_confine_itself() -> None:
     allowed = {
         name for line in settings()["SystemCallFilter"] if line[0] not in "~@" for name in line.split()
     }
-    # No systemd has these in @system-service; without them a model's code could write to all releases.
+    # systemd 252 has these in no group; without them a model's code could write to all releases.
     landlock = {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"}
     assert allowed == landlock | {"seccomp"}
 
