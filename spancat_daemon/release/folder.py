@@ -102,7 +102,7 @@ class DeploymentFolder:
             if not path.is_dir()
         ]
         for path in missing:
-            path.mkdir(mode=0o755)
+            path.mkdir(mode=0o755, exist_ok=True)  # another rule's may have the same folder above
             durability.sync_directory_at(path.parent)
 
     @contextlib.contextmanager
