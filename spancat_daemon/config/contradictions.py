@@ -138,7 +138,7 @@ def _gate(at: Path, gate: Mapping[str, Any]) -> Iterator[Finding]:
         value = gate.get(key)
         if isinstance(value, int | float) and value > 1 and _IS_SHARE.fullmatch(str(metric)):
             percent = f"; {value:g} % is {value / 100:g}" if value <= 100 else ""
-            yield Finding((*at, key), f"{key}: scores go from 0 to 1{percent}")
+            yield Finding((*at, key), f"gate.{key}: scores go from 0 to 1{percent}")
 
 
 def _health(at: Path, health: Mapping[str, Any]) -> Iterator[Finding]:

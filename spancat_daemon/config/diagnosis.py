@@ -108,6 +108,10 @@ def _wanted(path: Path, error: ErrorDetails) -> str:
     kind, given, bounds = error["type"], error["input"], error.get("ctx", {})
     if path == ("watch",):
         return ": a rule begins with [[watch]], in two brackets, and its [watch.keep] stands below it"
+    if len(path) == 3 and path[2] == "after":
+        return ": what is told of a swap begins with [[watch.after]], in two brackets"
+    if path and path[-1] == "webhook":
+        return f""" must be a table, not {_kind_of(given)}; write {{ url = "https://…" }}"""
     if kind == "literal_error":
         allowed = _choices(path)
         text = isinstance(given, str)

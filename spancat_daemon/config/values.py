@@ -47,7 +47,8 @@ def _to_bytes(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str):
         return units.size_bytes(value)
     if _is_file(info):
-        example = f'"{value}B"' if type(value) is int and _is_possible(value) else '"1GiB"'
+        unit = "B" if isinstance(value, int) and value >= 1024 else "GiB"
+        example = f'"{value}{unit}"' if type(value) is int and _is_possible(value) else '"1GiB"'
         raise ValueError(f"must be a size in quotes, such as {example}")
     return value
 

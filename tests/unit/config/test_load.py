@@ -251,7 +251,7 @@ def test_one_wrong_line_is_one_problem(line: str, expected: str) -> None:
         (RULE + "[daemon]\nstate_dir = ''", "6:13: state_dir must not be empty"),
         (RULE + "[daemon]\nstate_dir = 5", "6:13: state_dir must be a path in quotes, not the number 5"),
         (RULE + "[daemon]\nreconcile_every = '0s'", '6:19: reconcile_every must be at least "1s"'),
-        (RULE + "[daemon]\nmin_free = 5", '6:12: min_free must be a size in quotes, such as "5B"'),
+        (RULE + "[daemon]\nmin_free = 5", '6:12: min_free must be a size in quotes, such as "5GiB"'),
         (RULE + "[daemon]\nlast = 5", "6:1: unknown key 'last' in [daemon]; it belongs in [watch.keep]"),
         ("daemon = 1\n" + RULE, "1:10: daemon must be a table, not the number 1"),
         ("workers = 1\n" + RULE, "1:1: unknown key 'workers'; it belongs in [daemon]"),

@@ -126,12 +126,12 @@ def messages(text: str) -> list[str]:
         ),
         # types
         ("verify = 'load'", "5:10: verify must be a table, not the text 'load'"),
-        ("after = { command = ['x'] }", "5:9: after must be a list in [ ], not a table"),
-        ("[watch.after]\ncommand = ['x']", "5:1: after must be a list in [ ], not a table"),
+        ("after = { command = ['x'] }", "5:9: after: what is told of a swap begins with [[watch.after]]"),
+        ("[watch.after]\ncommand = ['x']", "5:1: after: what is told of a swap begins with [[watch.after]]"),
         ("after = ['reload']", "5:10: after number 1 must be a table, not the text 'reload'"),
         (VERIFY + "probes = 5", "6:10: verify.probes must be a path in quotes, not the number 5"),
         (VERIFY + "timeout = 5", '6:11: verify.timeout must be a duration in quotes, such as "5s"'),
-        (VERIFY + "memory = 5", '6:10: verify.memory must be a size in quotes, such as "5B"'),
+        (VERIFY + "memory = 5", '6:10: verify.memory must be a size in quotes, such as "5GiB"'),
         (GATE + "minimum = '0.5'", "6:11: gate.minimum must be a number, not the text '0.5'"),
         (GATE + "minimum = true", "6:11: gate.minimum must be a number, not true"),
         (GATE + "minimum = nan", "6:11: gate.minimum must be a number, not nan"),
@@ -263,7 +263,7 @@ def messages(text: str) -> list[str]:
         (HEALTH + "passes = 0", "7:10: health.passes must be at least 1"),
         ("keep_rejected = -1", "5:17: keep_rejected must be at least 0"),
         ("[daemon]\nscrub_every = '10ms'", '6:15: scrub_every must be "0s" or at least "1s"'),
-        ("[daemon]\nscrub_rate = 5", '6:14: scrub_rate must be a size in quotes, such as "5B"'),
+        ("[daemon]\nscrub_rate = 5", '6:14: scrub_rate must be a size in quotes, such as "5GiB"'),
         ("[daemon]\nheal = 'yes'", "6:8: heal must be true or false, without quotes, not the text 'yes'"),
         # combinations
         (
@@ -292,8 +292,11 @@ def messages(text: str) -> list[str]:
             "6:1: max_latency_ms needs texts to be measured on; name some in verify.probes",
         ),
         (GATE + "metric = 'x'", "6:1: metric is what minimum and max_drop go by, and neither is there"),
-        (GATE + "minimum = 75", "6:11: minimum: scores go from 0 to 1; 75 % is 0.75"),
-        (GATE + "metric = 'spans_sc_p'\nmax_drop = 2", "7:12: max_drop: scores go from 0 to 1; 2 % is 0.02"),
+        (GATE + "minimum = 75", "6:11: gate.minimum: scores go from 0 to 1; 75 % is 0.75"),
+        (
+            GATE + "metric = 'spans_sc_p'\nmax_drop = 2",
+            "7:12: gate.max_drop: scores go from 0 to 1; 2 % is 0.02",
+        ),
         (HEALTH + "timeout = '2m'", '7:11: one check may take timeout = "2m", longer than within = "1m"'),
         (HEALTH + "within = '3s'", '7:10: one check may take timeout = "5s", longer than within = "3s"'),
         (HEALTH + "passes = 40", '7:10: 40 checks every "2s" take longer than within = "1m"'),
