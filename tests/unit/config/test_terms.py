@@ -295,7 +295,7 @@ def messages(text: str) -> list[str]:
         (GATE + "minimum = 75", "6:11: gate.minimum: scores go from 0 to 1; 75 % is 0.75"),
         (
             GATE + "metric = 'spans_sc_p'\nmax_drop = 2",
-            "7:12: gate.max_drop: scores go from 0 to 1; 2 % is 0.02",
+            "7:12: gate.max_drop: scores go from 0 to 1; 2 %",
         ),
         (HEALTH + "timeout = '2m'", '7:11: one check may take timeout = "2m", longer than within = "1m"'),
         (HEALTH + "within = '3s'", '7:10: one check may take timeout = "5s", longer than within = "3s"'),
