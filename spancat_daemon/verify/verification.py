@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-import orjson
 
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.verify.gates import Candidate, judge, recorded_steps, refusal
@@ -72,7 +71,8 @@ def terms_of(watch: Watch, live: Release | None) -> Terms:
         "probes": _sha256(verify.probes),
         "gold": _sha256(verify.gold),
     }
-    digest = hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    # Paths of a match need not be UTF-8; json escapes what orjson refuses.
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return Terms(watch, probes, digest)
 
 

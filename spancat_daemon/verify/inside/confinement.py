@@ -1,15 +1,18 @@
 """What the loader may not do: taken from it by itself, in the kernel, before it touches a release.
 
 Loading runs what config.cfg names, and a model with PyTorch in it is a pickle: code that nobody has seen. So
-the process gives up writing files, the network and other processes, and limits its memory. Each of these
-needs something of the kernel, and of the sandbox the service is in, that may not be there; what can't be
-taken is left, and `confine` and `forbid_processes` say what was. None of them raises.
+the process gives up writing files, the network, other processes and what root may do beyond others, and
+limits its memory. Each of these needs something of the kernel, and of the sandbox the service is in, that may
+not be there; what can't be taken is left, and `confine` and `forbid_processes` say what was. None of them
+raises.
 
 Why this way: RLIMIT_NPROC counts all of a user's processes and threads, wherever they are, and does not hold
 for root; a process namespace of its own would take one more process in between, and is refused in most
 sandboxes. A system call filter needs no privileges, works in all of these places, and turns an attempt into
-an error where it is made, so that the reason names the line. Threads stay allowed. Where there is no filter,
-`left_processes` finds what was started.
+an error where it is made, so that the reason names the line. Threads stay allowed. It also refuses what
+Landlock does not know of: to change the mode, owner, times or attributes of a file, to signal or limit
+another process, and memory that RLIMIT_AS does not count or that stays when the process is gone. Where there
+is no filter, `left_processes` finds what was started.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ _REFUSED = (OSError, ValueError, ImportError, MemoryError, AttributeError)
 
 _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 22, 36, 38
 _CLONE_THREAD, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00010000, 0x10000000, 0x40000000
+_CAPABILITY_VERSION = 0x20080522
+_READ_OTHERS_FILES = 0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH; Landlock is above the former
 _F_SETSIG = 10  # fcntl.F_SETSIG, which musl's Python lacks
 
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446  # on all machines
@@ -59,32 +64,58 @@ class _Machine:
     Attributes:
         audit: how a filter tells that a call is one of this kind.
         clone: the call that makes both threads and processes.
-        refused: those that make processes otherwise, or run another program in this one; sockets; and
-            io_uring, which does behind a filter's back what the filter refuses.
+        refused: those that make processes otherwise, or run another program in this one; sockets;
+            io_uring, which does behind a filter's back what the filter refuses; those that change what is
+            known of a file; and those that make memory which is not this process's alone.
+        own_only: those whose first argument must be this process, or 0, which stands for it.
         seccomp: the call that sets a filter for all threads.
         ioprio_set: the call that sets the priority of reading.
     """
 
     def __init__(
-        self, *, audit: int, clone: int, refused: tuple[int, ...], seccomp: int, ioprio_set: int
+        self,
+        *,
+        audit: int,
+        clone: int,
+        refused: tuple[int, ...],
+        own_only: tuple[int, ...] = (),
+        seccomp: int,
+        ioprio_set: int,
     ) -> None:
-        self.audit, self.clone, self.refused = audit, clone, refused
+        self.audit, self.clone, self.refused, self.own_only = audit, clone, refused, own_only
         self.seccomp, self.ioprio_set = seccomp, ioprio_set
 
 
-_CLONE3, _IO_URING_SETUP = 435, 425  # on all machines
+_CLONE3, _IO_URING_SETUP = 435, 425  # on all machines, as these: pidfd_send_signal and the newer *at calls
+_NEWER = (_IO_URING_SETUP, 424, 452, 463, 466)
 _MACHINES = {
     "x86_64": _Machine(
         audit=0xC000003E,
         clone=56,
-        refused=(57, 58, 59, 322, 41, _IO_URING_SETUP),  # fork, vfork, execve, execveat, socket
+        refused=(
+            *(57, 58, 59, 322, 41),  # fork, vfork, execve, execveat, socket
+            *(90, 91, 268, 92, 93, 94, 260),  # chmod and chown
+            *(132, 235, 261, 280),  # utime
+            *(188, 189, 190, 197, 198, 199),  # setxattr and removexattr
+            *(319, 29, 64, 68, 240, 248),  # memfd_create, shmget, semget, msgget, mq_open, add_key
+            *(200, *_NEWER),  # tkill
+        ),
+        own_only=(62, 234, 129, 297, 302),  # kill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo, prlimit64
         seccomp=317,
         ioprio_set=251,
     ),
     "aarch64": _Machine(
         audit=0xC00000B7,
         clone=220,
-        refused=(221, 281, 198, _IO_URING_SETUP),  # execve, execveat, socket
+        refused=(
+            *(221, 281, 198),  # execve, execveat, socket
+            *(52, 53, 54, 55),  # chmod and chown
+            88,  # utime
+            *(5, 6, 7, 14, 15, 16),  # setxattr and removexattr
+            *(279, 194, 190, 186, 180, 217),  # memfd_create, shmget, semget, msgget, mq_open, add_key
+            *(130, *_NEWER),  # tkill
+        ),
+        own_only=(129, 131, 138, 240, 261),  # as above
         seccomp=277,
         ioprio_set=30,
     ),
@@ -109,6 +140,7 @@ def confine(memory_bytes: int, lifeline: int) -> list[str]:
         _tried(give_way)
     network = _tried(_leave_network)
     _tried(_gain_no_privileges)
+    _tried(_be_no_root)
     abi = _landlock_abi()
     limited = memory_bytes > 0 and _tried(lambda: _limit_memory(memory_bytes))
     locked = abi > 0 and _tried(lambda: _lock_files(abi))
@@ -220,6 +252,20 @@ def _gain_no_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
+def _be_no_root() -> None:
+    """Give up what root may do beyond others, but for reading: files may be another user's."""
+    import ctypes  # noqa: PLC0415  # may be missing
+
+    library = ctypes.CDLL(None, use_errno=True)
+    whose = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0), 8)
+    found = ctypes.create_string_buffer(24)
+    _checked(library.capget(whose, found))
+    (_, permitted) = struct.unpack_from("=II", found)
+    kept = permitted & _READ_OTHERS_FILES
+    left = struct.pack("=6I", kept, kept, 0, 0, 0, 0)
+    _checked(library.capset(whose, ctypes.create_string_buffer(left, len(left))))
+
+
 def _landlock_abi() -> int:
     try:
         return _call(_LANDLOCK_CREATE_RULESET, None, 0, 1)
@@ -283,6 +329,9 @@ def _program(machine: _Machine) -> bytes:
     steps += [step(_LOAD, _NUMBER_AT), step(_AT_LEAST, _X32, 0, 1), refuse]
     for number in machine.refused:
         steps += [step(_EQUAL, number, 0, 1), refuse]
+    for number in machine.own_only:
+        steps += [step(_EQUAL, number, 0, 5), step(_LOAD, _FIRST_ARGUMENT_AT), step(_EQUAL, 0, 2, 0)]
+        steps += [step(_EQUAL, os.getpid(), 1, 0), refuse, step(_RETURN, _ALLOW)]
     # Its flags lie in memory, where a filter can't look; the C library then makes its threads with clone.
     steps += [step(_EQUAL, _CLONE3, 0, 1), step(_RETURN, _ERRNO | errno.ENOSYS)]
     steps += [step(_EQUAL, machine.clone, 0, 3), step(_LOAD, _FIRST_ARGUMENT_AT)]

@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from spacy.pipeline.tok2vec import Tok2Vec
 from spacy.util import registry
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def check_predicts(nlp: Any, pipe: Any) -> None:
             _check_weights(name, other)
             _check_fed(nlp, name, other, docs)
         try:
-            docs = _annotate(nlp, pipe, own, docs) if other is pipe else _run(other, docs)
+            found = _annotate(nlp, pipe, own, docs) if other is pipe else _run(other, docs)
         except (Unfit, MemoryError, OSError):  # the latter say what they were refused
             raise
         except Exception as error:
@@ -106,6 +107,9 @@ def check_predicts(nlp: Any, pipe: Any) -> None:
             raise Unfit(
                 f"it loads, but {name!r} fails to predict: {type(error).__name__}: {error}"
             ) from error
+        if len(found) != len(docs):
+            raise Unfit(f"it loads, but {name!r} gives {len(found)} documents for {len(docs)}")
+        docs = found
         reached = reached or other is pipe
 
 
@@ -206,6 +210,11 @@ def _check_fed(nlp: Any, name: str, pipe: Any, docs: Sequence[Any]) -> None:
                 f"it loads, but {name!r} listens to {_whom(upstream)}, {_why_silent(nlp, name, upstream)}:"
                 " it would predict nothing, silently"
             )
+        other = _overheard(nlp, name, node, upstream, docs)
+        if other:
+            raise Unfit(
+                f"it loads, but {name!r} listens to {upstream!r}, and hears {other!r}, which runs in between"
+            )
         stranger = _stranger(nlp, name, upstream)
         if stranger:
             raise Unfit(
@@ -259,6 +268,27 @@ def _stranger(nlp: Any, name: str, upstream: str) -> str:
     sources = [other for other, pipe in before if hasattr(pipe, "add_listener")]
     named = {_upstream(node) for _, pipe in nlp.components for node in _nodes(pipe)}
     return sources[-1] if sources and sources[-1] in named else ""
+
+
+def _overheard(nlp: Any, name: str, node: Any, upstream: str, docs: Sequence[Any]) -> str:
+    """Return the pipe that a listener hears in place of the one it names, as that ran before this one.
+
+    All of them write to the same place. While it is trained a listener does hear the one it names.
+    """
+    before = dict(itertools.takewhile(lambda item: item[0] != name, nlp.pipeline))
+    writers = [other for other, pipe in before.items() if isinstance(pipe, Tok2Vec)]
+    if node.name != _TOK2VEC_LISTENER or upstream not in writers[:-1]:
+        return ""
+    filled = [doc for doc in docs if len(doc)]
+    wanted = before[upstream].predict(filled)
+    ops = node.ops
+    if all(
+        rows.shape == doc.tensor.shape
+        and np.allclose(ops.to_numpy(rows), ops.to_numpy(doc.tensor), rtol=1e-3, atol=1e-5)
+        for rows, doc in zip(wanted, filled)  # noqa: B905  # Python 3.8
+    ):
+        return ""  # a copy of it
+    return str(writers[-1])
 
 
 def _nodes(pipe: Any) -> Iterator[Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from .loading import Unfit
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -48,11 +50,14 @@ def probe(nlp: Any, pipe: Any, probes: Sequence[dict[str, Any]]) -> dict[str, An
 def _predict(nlp: Any, texts: Sequence[str]) -> Iterable[Any]:
     """Return a document for each text, or what predicting it raised."""
     try:
-        return list(nlp.pipe(texts))
+        docs = list(nlp.pipe(texts))
     except (MemoryError, OSError):
         raise
     except Exception:  # noqa: BLE001  # whose text it was is found out one by one
         return (_predict_one(nlp, text) for text in texts)
+    if len(docs) != len(texts):
+        raise Unfit(f"it loads, but gives {len(docs)} documents for the {len(texts)} texts of the probes")
+    return docs
 
 
 def _predict_one(nlp: Any, text: str) -> Any:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from spacy.scorer import Scorer
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
@@ -98,26 +99,27 @@ def _predicted(nlp: Any, documents: Sequence[Any]) -> list[Any]:
         else nlp.make_doc(doc.text)
         for doc in documents
     ]
-    predicted = zip(nlp.pipe(blank), documents)  # noqa: B905  # Python 3.8
-    return [Example(found, doc) for found, doc in predicted]
+    predicted = list(nlp.pipe(blank))
+    if len(predicted) != len(documents):
+        raise ValueError(f"it gives {len(predicted)} documents for {len(documents)}")
+    return [Example(found, doc) for found, doc in zip(predicted, documents)]  # noqa: B905  # Python 3.8
 
 
 def _scores(pipe: Any, examples: Sequence[Any]) -> dict[str, Any]:
     """Return the component's figures; those of its spans are spaCy's, whatever scorer a release names."""
     prefix = "spans_"
-    found = {
-        **(pipe.score(examples) or {}),
-        **Scorer.score_spans(
-            examples,
-            attr=f"{prefix}{pipe.key}",
-            allow_overlap=True,
-            getter=lambda doc, attr: doc.spans.get(attr[len(prefix) :], []),
-            has_annotation=lambda doc: pipe.key in doc.spans,
-        ),
-    }
-    figures = {str(name): _plain(value) for name, value in found.items()}
+    # First, while the documents are what was predicted: a release's scorer may do anything to them.
+    of_spans = Scorer.score_spans(
+        examples,
+        attr=f"{prefix}{pipe.key}",
+        allow_overlap=True,
+        getter=lambda doc, attr: doc.spans.get(attr[len(prefix) :], []),
+        has_annotation=lambda doc: pipe.key in doc.spans,
+    )
+    figures = {name: _plain(value) for name, value in of_spans.items()}
     _count_gold(figures.get(f"{prefix}{pipe.key}_per_type") or {}, pipe.key, examples)
-    return {name: value for name, value in figures.items() if value is not None}
+    others = {str(name): _plain(value) for name, value in (pipe.score(examples) or {}).items()}
+    return {name: value for name, value in {**others, **figures}.items() if value is not None}
 
 
 def _count_gold(per_type: dict[str, Any], key: str, examples: Sequence[Any]) -> None:
@@ -131,7 +133,9 @@ def _plain(value: Any) -> Any:
     """Return a figure as JSON has it: a number, or a table of such; None for all else."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (bool, np.bool_, str, bytes)):
+        return None
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

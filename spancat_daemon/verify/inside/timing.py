@@ -10,11 +10,15 @@ from .loading import smoke_texts
 from .scoring import Gold
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _TEXTS = 50
 _MOST_S = 2.0
 _USUAL_PASSES, _MOST_PASSES = 3, 20
+
+
+class LiveFails(Exception):  # noqa: N818  # a verdict on a release
+    """The live release fails on a text; the cause says how."""
 
 
 def texts_of(probes: Sequence[dict[str, Any]], gold: Gold | str | None, nlp: Any) -> list[str]:
@@ -36,8 +40,11 @@ def time_both(nlp: Any, live: Any | None, texts: Sequence[str]) -> dict[str, Any
     Returns:
         ``documents``: how many texts; ``snapshot_ms`` and ``live_ms``: milliseconds a document, the mean
         over all texts of each one's median; ``live_ms`` is None without a live pipeline.
+
+    Raises:
+        LiveFails: it is the live one that fails. What the other one raises is passed on.
     """
-    pipelines = [nlp] if live is None else [nlp, live]
+    pipelines = [nlp] if live is None else [nlp, _blamed(live)]
     deadline = time.perf_counter() + _MOST_S
     chosen = _warm_up(pipelines, texts, deadline)
     taken: list[list[list[float]]] = [[[] for _ in chosen] for _ in pipelines]
@@ -57,6 +64,18 @@ def time_both(nlp: Any, live: Any | None, texts: Sequence[str]) -> dict[str, Any
         "snapshot_ms": figures[0],
         "live_ms": figures[1] if live is not None else None,
     }
+
+
+def _blamed(live: Any) -> Callable[[str], None]:
+    def predict(text: str) -> None:
+        try:
+            live(text)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise LiveFails from error
+
+    return predict
 
 
 def _warm_up(pipelines: Sequence[Any], texts: Sequence[str], deadline: float) -> Sequence[str]:

@@ -228,6 +228,27 @@ def test_listener_that_hears_somebody_elses(refused: Callable[..., str], tmp_pat
     assert "hears 'tagger_tok2vec', which others listen to" in reason
 
 
+def test_listener_that_hears_another_one_than_it_names(
+    examine: Callable[..., LoadVerdict], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    # What ran last is heard, whatever a listener is called; while it was trained it did hear its own.
+    path = edited(
+        build("two_upstreams", tmp_path / "release"),
+        ('["tok2vec", "spancat", "tagger_tok2vec", "tagger"]', '["tok2vec", "tagger_tok2vec", "spancat"]'),
+    )
+    reason = refused(path)
+    assert "'spancat' listens to 'tok2vec', and hears 'tagger_tok2vec', which runs in between" in reason
+
+    # Of a copy it hears the same.
+    copied = build("default", tmp_path / "copied")
+    expected = predictions(copied, texts())
+    nlp = spacy.load(copied)
+    nlp.add_pipe("tok2vec", name="copy", source=spacy.load(copied), before="spancat")
+    nlp.to_disk(copied)
+    assert predictions(copied, texts()) == expected
+    assert examine(subject_of(copied)).reason == ""
+
+
 def test_suggester_of_what_hears_nothing(refused: Callable[..., str], tmp_path: Path) -> None:
     path = changed(build("finder", tmp_path / "release"), lambda nlp: nlp.remove_pipe("tok2vec"))
     assert "'span_finder' listens to 'tok2vec', which is not in the pipeline" in refused(path)

@@ -120,8 +120,44 @@ def test_no_network_and_no_processes_but_threads() -> None:
     assert "memory" in found.pop("confined")
     assert found.pop("forbidden") == ["processes", "network"]
     assert (found.pop("pair"), found.pop("left"), found.pop("vfork")) == (None, False, -1)
-    assert found.pop("parent") in {None, "PermissionError"}  # since Linux 6.12
     assert set(found.values()) == {"PermissionError"}, found
+
+
+@pytest.mark.skipif(LANDLOCK < 1, reason="this kernel has no Landlock")
+@pytest.mark.parametrize("unprivileged", [False, True])
+def test_what_is_not_its_own_stays_as_it_is(unprivileged: bool, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    before = (tmp_path / "file").stat()
+    found = run(
+        f"""
+        import resource, signal, threading
+        file = {str(tmp_path / "file")!r}
+        found["chmod"] = tried(os.chmod, file, 0)
+        found["chown"] = tried(os.chown, file, os.getuid(), os.getgid())
+        found["utime"] = tried(os.utime, file, (1, 1))
+        found["xattr"] = tried(os.setxattr, file, "user.name", b"x")
+        found["memory"] = tried(os.memfd_create, "name")
+        found["signal"] = tried(os.kill, os.getppid(), 0)
+        found["signals"] = tried(os.kill, -1, 0)
+        found["limits"] = tried(resource.prlimit, os.getppid(), resource.RLIMIT_CORE)
+        found["priority"] = os.getuid() and "PermissionError" or tried(os.nice, -1)
+        found["secrets"] = tried(lambda: open(f"/proc/{{os.getppid()}}/environ").read())
+
+        found["own signal"] = tried(os.kill, os.getpid(), 0)
+        found["own thread"] = tried(signal.pthread_kill, threading.get_ident(), 0)
+        found["own limit"] = tried(resource.setrlimit, resource.RLIMIT_CORE, (0, 0))
+        """,
+        unprivileged=unprivileged,
+    )
+    del found["confined"], found["forbidden"]
+    assert {found.pop(f"own {what}") for what in ("signal", "thread", "limit")} == {None}
+    assert set(found.values()) == {"PermissionError"}, found
+    after = (tmp_path / "file").stat()
+    assert (after.st_mode, after.st_mtime_ns, after.st_ctime_ns) == (
+        before.st_mode,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    )
 
 
 @pytest.mark.parametrize("unprivileged", [False, True])

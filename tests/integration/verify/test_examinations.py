@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import spacy
 from spacy.tokens import Doc, DocBin, SpanGroup
-from spacy.training import Corpus
+from spacy.training import Corpus, Example
+from thinc.api import Config
 
 from spancat_daemon.verify.child import LoaderProcess
+from spancat_daemon.verify.inside import loading, probing, scoring, timing
+from spancat_daemon.verify.inside.loading import Unfit
 from spancat_daemon.verify.verdict import Evaluated, Examination, LoadVerdict, Probe, Probed, Span, Timed
 from tests.examining import subject_of
 from tests.pipelines import _examples, build, predictions, texts, train_more
@@ -280,6 +284,63 @@ def test_what_is_timed_without_texts_and_without_a_live_release(
     timed = examine(subject_of(release), probes=many, latency=True).timed
     assert timed is not None
     assert 40 <= timed.documents <= 50
+
+
+def test_documents_that_get_lost_on_the_way_are_no_passes(release: Path, tmp_path: Path) -> None:
+    documents = gold(tmp_path / "gold.spacy", release)
+    nlp = spacy.load(release)
+
+    class OnlyTheFirst:
+        def __call__(self, doc: Doc) -> Doc:
+            return doc
+
+        def pipe(self, docs: Iterator[Doc], **_: Any) -> Iterator[Doc]:
+            return itertools.islice(docs, 1)
+
+    nlp._components.append(("lossy", OnlyTheFirst()))
+    nlp._pipe_meta["lossy"] = nlp.get_factory_meta("sentencizer")
+    nlp._pipe_configs["lossy"] = Config({"factory": "sentencizer"})
+    pipe = nlp.get_pipe("spancat")
+    never: list[dict[str, Any]] = [{"text": ACME, "spans": [], "absent": [], "line": line} for line in (1, 2)]
+
+    with pytest.raises(Unfit, match="gives 1 documents for the 2 texts of the probes"):
+        probing.probe(nlp, pipe, never)
+    with pytest.raises(Unfit, match=r"can't be evaluated on gold.spacy: .*gives 1 documents for 9"):
+        scoring.evaluate(nlp, pipe, str(documents))
+    with pytest.raises(Unfit, match=r"'lossy' gives 1 documents for 3"):
+        loading.check_predicts(nlp, pipe)
+
+
+def test_scorer_of_a_release_does_not_judge_it(release: Path, tmp_path: Path) -> None:
+    documents = gold(tmp_path / "gold.spacy", release)
+    nlp = spacy.load(release)
+    pipe: Any = nlp.get_pipe("spancat")
+    honest = scoring.evaluate(nlp, pipe, str(documents))
+
+    def scorer(examples: list[Example], **_: Any) -> dict[str, Any]:
+        for example in examples:
+            example.reference.spans.clear()
+            example.predicted.spans.clear()
+        nothing = {"one": True, "two": "0.9", "three": 10**400, "spans_sc_f": 1.0, "spans_sc_per_type": {}}
+        return {**nothing, "ours": 0.5}
+
+    pipe.scorer = scorer
+    found = scoring.evaluate(nlp, pipe, str(documents))
+
+    assert found["scores"] == {**honest["scores"], "ours": 0.5}
+
+
+def test_who_fails_while_it_is_timed(release: Path) -> None:
+    nlp = spacy.load(release)
+
+    def fails(_: str) -> None:
+        raise ValueError("now and then")
+
+    with pytest.raises(timing.LiveFails) as raised:
+        timing.time_both(nlp, fails, [ACME])
+    assert str(raised.value.__cause__) == "now and then"
+    with pytest.raises(ValueError, match="now and then"):
+        timing.time_both(fails, nlp, [ACME])
 
 
 def test_what_is_not_asked_is_not_done(release: Path, examine: Callable[..., LoadVerdict]) -> None:
