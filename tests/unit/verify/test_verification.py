@@ -12,7 +12,9 @@ from spancat_daemon.verify.verification import terms_of
 
 def watch(folder: Path, *, min_pass: float = 1.0, gate: Gate | None = None) -> Watch:
     verify = Verify.model_construct(probes=folder / "probes.jsonl", gold=None, min_pass=min_pass)
-    return Watch.model_construct(source=folder, deploy=folder, verify=verify, gate=gate or Gate())
+    return Watch.model_construct(
+        name="products", source="runs", deploy="models", verify=verify, gate=gate or Gate()
+    )
 
 
 def test_terms_change_with_what_is_asked(tmp_path: Path) -> None:
