@@ -39,7 +39,8 @@ _START: Final = (
 )
 _STDERR_LINES: Final = 3
 _EXIT_GRACE_S: Final = 5.0  # from a closed pipe to the end of the process, which tells why
-_LOOK_S: Final = 0.1  # how often to look whether the answer is still wanted, and at the child's memory
+_LOOK_S: Final = 0.1  # how often to look whether the answer is still wanted, and what the child has
+_MOST_THREADS: Final = 1000  # each is one of the processes that this machine, or this service, can have
 _HUNT_S: Final = 5.0
 
 _SET: Final = {
@@ -198,8 +199,8 @@ class LoaderProcess:
             if line is None and abandoned():
                 self.close()
                 raise Abandoned("the examination was given up")
-            if line is None and self._memory_bytes is not None and self.rss_bytes() > self._memory_bytes:
-                return self._failed("limit", "it needs more memory than it may have")
+            if line is None and (excess := self._excess()):
+                return self._failed("limit", excess)
         if line is None:
             return self._bury()
         with contextlib.suppress(ValueError, RecursionError):
@@ -207,6 +208,15 @@ class LoaderProcess:
             if isinstance(found, dict):
                 return found
         return self._nonsense()
+
+    def _excess(self) -> str:
+        """Say what it has too much of; empty if nothing."""
+        if self._memory_bytes is not None and self.rss_bytes() > self._memory_bytes:
+            return "it needs more memory than it may have"
+        with contextlib.suppress(OSError):  # it has ended
+            if Path(f"/proc/{self._process.pid}/task").stat().st_nlink - 2 > _MOST_THREADS:
+                return f"it has more than {_MOST_THREADS} threads"
+        return ""
 
     def _nonsense(self) -> LoadVerdict:
         return self._failed("release", "the loader answered with something that is not a verdict")

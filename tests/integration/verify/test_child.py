@@ -293,6 +293,16 @@ def test_memory_is_watched_where_the_kernel_does_not(
     assert (verdict.fault, verdict.reason) == ("limit", "it needs more memory than it may have")
 
 
+def test_threads_without_number(fake_python: Callable[[str], str]) -> None:
+    python = fake_python("""
+        import threading
+        threading.stack_size(1 << 15)
+        while True: threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    """)
+    verdict = examine(ANY, python=python)
+    assert (verdict.fault, verdict.reason) == ("limit", "it has more than 1000 threads")
+
+
 @pytest.mark.parametrize(
     ("code", "fault", "reason"),
     [
