@@ -8,8 +8,8 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from spancat_daemon.errors import RolledBack
+from spancat_daemon.refusal import Refused
 from spancat_daemon.release.staging import Lacking
-from spancat_daemon.snapshot import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

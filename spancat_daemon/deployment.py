@@ -16,24 +16,16 @@ from spancat_daemon.chronicle import Chronicle
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, Vanished
 from spancat_daemon.follow_up import FollowUp
 from spancat_daemon.holding import Holding
+from spancat_daemon.keeping import Keeping
 from spancat_daemon.promotion import promote
+from spancat_daemon.refusal import LIMIT_AGAIN_S, Refusal, Refused
 from spancat_daemon.release import rejects
 from spancat_daemon.release.copying import UnreadableSourceError
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.folder import DeploymentFolder
-from spancat_daemon.release.pruning import prune, verdicts_on
 from spancat_daemon.release.staging import Abandoned, Lacking
 from spancat_daemon.rollback import go_back
-from spancat_daemon.snapshot import (
-    LIMIT_AGAIN_S,
-    Known,
-    Refusal,
-    Refused,
-    Request,
-    Tools,
-    Unchanged,
-    take,
-)
+from spancat_daemon.snapshot import Known, Request, Tools, Unchanged, take
 from spancat_daemon.verify.verification import stamps_of
 
 if TYPE_CHECKING:
@@ -44,9 +36,7 @@ if TYPE_CHECKING:
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
     from spancat_daemon.observe.logs import Logger
-    from spancat_daemon.release.folder import Release
     from spancat_daemon.release.history import History, Record
-    from spancat_daemon.release.retention import Verdict
     from spancat_daemon.snapshot import Trigger
     from spancat_daemon.verify.verification import Stamps
     from spancat_daemon.verify.warm import WarmLoaders
@@ -151,6 +141,15 @@ class Deployment:
             go_back=lambda leaving, reason: self._go_back(None, leaving=leaving, reason=reason, unwell=True),
             wake=wake,
             monotonic=monotonic,
+        )
+        self.keeping = Keeping(
+            self.folder,
+            self._chronicle,
+            alone=self._holding.alone,
+            ready=self._ready,
+            watch=lambda: self.target.watch,
+            now=self._tools.now,
+            durability=durability,
         )
         self._known = Known()
         self._known_of = target
@@ -315,7 +314,7 @@ class Deployment:
             return Result("unchanged", outcome.live, "the content is live already", tree=outcome.tree)
         self._known = Known(live=(outcome.tree, outcome.swapped.release.id))
         self._swapped(outcome.swapped.record)
-        self._retain()
+        self.keeping.retain(self._holding.history)
         return Result("published", outcome.swapped.release.id, tree=outcome.tree)
 
     # -- what is live ---------------------------------------------------------------------------------------
@@ -385,7 +384,7 @@ class Deployment:
             )
             self._known = Known()
             payload = self._swapped(swapped.record)
-            self._retain()
+            self.keeping.retain(self._holding.history)
             return payload
 
     def corrupted(self, release: str, path: Path, faults: Sequence[str], *, live: bool, heal: bool) -> None:
@@ -412,77 +411,14 @@ class Deployment:
         except Abandoned:
             return  # the next scrub finds it again
         except (OSError, SpancatDaemonError) as error:
-            self._chronicle.stays(release, "it is corrupted", str(error))
+            again = self.snapshot("recovery", force=True)  # its checkpoint may still be there
+            if again.status != "published":
+                self._chronicle.stays(release, "it is corrupted", f"{error}; {again.reason}")
 
     def _swapped(self, record: Record) -> Mapping[str, Any]:
         payload = self._chronicle.swapped(record)
         self._follow_up.begin(record, self.target.watch)
         return payload
-
-    # -- retention ------------------------------------------------------------------------------------------
-
-    def pin(self, name: str) -> str:
-        """Makes retention leave a release alone; returns its id."""
-        return self._pin(name, pinned=True)
-
-    def unpin(self, name: str) -> str:
-        """Gives a release back to retention; returns its id."""
-        return self._pin(name, pinned=False)
-
-    def _pin(self, name: str, *, pinned: bool) -> str:
-        with self._holding.alone:
-            history = self._ready()
-            release = self.folder.find(name, history=history)
-            if (release.id in self.folder.pins()) != pinned:
-                (self.folder.pin if pinned else self.folder.unpin)(release.id)
-                kind = "pinned" if pinned else "unpinned"
-                history.append(kind, {"release": release.id})
-                self._chronicle.pinned(release.id, pinned=pinned)
-            return release.id
-
-    def prune(self, *, dry_run: bool = False) -> list[Mapping[str, Any]]:
-        """Applies retention now.
-
-        Returns:
-            ``{id, kept_because, pruned}`` of each release, newest first; in a dry run `pruned` says what
-            would be.
-        """
-        with self._holding.alone:
-            self._ready()
-            verdicts = self.verdicts()
-            gone = {verdict.release.id for verdict in verdicts if not verdict.kept_because}
-            if not dry_run:
-                rejects.let_go(
-                    self.folder,
-                    last=self.target.watch.keep_rejected,
-                    durability=self._tools.durability,
-                )
-                gone = {release.id for release in self._prune(verdicts)}
-            return [
-                {
-                    "id": verdict.release.id,
-                    "kept_because": list(verdict.kept_because),
-                    "pruned": verdict.release.id in gone,
-                }
-                for verdict in verdicts
-            ]
-
-    def verdicts(self) -> list[Verdict]:
-        """What retention says of each release now, newest first."""
-        return verdicts_on(
-            self.folder, self.target.watch.keep, self._tools.now(), history=self._holding.history
-        )
-
-    def _retain(self) -> None:
-        try:
-            self._prune(self.verdicts())
-        except (OSError, SpancatDaemonError) as error:
-            self._chronicle.prune_failed(error)
-
-    def _prune(self, verdicts: Sequence[Verdict]) -> list[Release]:
-        gone = prune(self.folder, verdicts, history=self._holding.history, durability=self._tools.durability)
-        self._chronicle.pruned(gone)
-        return gone
 
     # -- outcomes -------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from spancat_daemon.release.history import rfc3339
 from spancat_daemon.release.manifest import release_id
 from spancat_daemon.release.staging import discard, restage, seal
 from spancat_daemon.release.swap import Swapped, publish
-from spancat_daemon.snapshot import UNMEASURED, follow_up, overwrite_details, still_live
+from spancat_daemon.snapshot import still_live
+from spancat_daemon.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.verify.verification import examine_release, terms_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from spancat_daemon.errors import SpancatDaemonError, UsageError
 from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.release.swap import Swapped, make_live
-from spancat_daemon.snapshot import UNMEASURED, follow_up, overwrite_details
+from spancat_daemon.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.verify.digests import faults_of
 from spancat_daemon.verify.last_good import good_release
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from spancat_daemon.checkpoint.contents import plan
 from spancat_daemon.checkpoint.progress import progress
 from spancat_daemon.checkpoint.settle import Unsettled, examine
 from spancat_daemon.checkpoint.tree import Source
-from spancat_daemon.errors import Moved, Rejected, RolledBack
-from spancat_daemon.release import rejects
+from spancat_daemon.errors import Moved, RolledBack
+from spancat_daemon.refusal import keep_refused, refuse_known
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.manifest import Manifest, release_id
 from spancat_daemon.release.staging import discard, seal, stage
 from spancat_daemon.release.swap import Swapped, publish
+from spancat_daemon.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.verify.gates import Candidate
 from spancat_daemon.verify.verdict import Subject
 from spancat_daemon.verify.verification import stamps_of, terms_of, verify
@@ -33,12 +34,11 @@ if TYPE_CHECKING:
     from spancat_daemon.checkpoint.progress import Progress
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
-    from spancat_daemon.config.model import Watch
+    from spancat_daemon.refusal import Refusal
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History
     from spancat_daemon.release.staging import Staged
     from spancat_daemon.verify.verdict import Verification
-    from spancat_daemon.verify.verification import Stamps, Terms
     from spancat_daemon.verify.warm import WarmLoaders
 
 Trigger = Literal["change", "schedule", "signal", "manual", "startup", "rollback", "recovery"]
@@ -62,31 +62,6 @@ class Request:
     def explicit(self) -> bool:
         """Whether somebody insists; a schedule that forces does not know what happened since it was made."""
         return self.forced and self.trigger == "manual"
-
-
-LIMIT_AGAIN_S: Final = 3600.0
-"""A snapshot that came to a limit of time or memory is tried again after so long: perhaps it was not its own
-fault, but that of a busy machine."""
-
-
-class Refused(Rejected):
-    """A snapshot that did not pass its verification.
-
-    Attributes:
-        snapshot: the id it is kept as among the rejected ones.
-        verification: what was found out.
-    """
-
-    def __init__(self, snapshot: str, verification: Verification, *, where: str, hint: str) -> None:
-        super().__init__(verification.reason, where=where, hint=hint)
-        self.snapshot = snapshot
-        self.verification = verification
-
-    @property
-    def by_limit(self) -> bool:
-        """Whether it came to a limit of time or memory."""
-        verdict = self.verification.verdict
-        return verdict is not None and verdict.fault == "limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +88,6 @@ class Unchanged:
 
 
 Outcome = Published | Unchanged | Unsettled
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What was rejected, as long as nothing changes that it was held against.
-
-    Attributes:
-        tree: stamps of the checkpoint.
-        terms: stamps of the files that the rule's terms come from.
-        live: id of the release that was live.
-        error: why.
-        until_s: monotonic time at which it is to be tried again all the same; None: never.
-    """
-
-    tree: Tree
-    terms: Stamps
-    live: str | None
-    error: Rejected
-    until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +203,7 @@ def take(
             source,
             settled.tree,
             staging_path=folder.staging_path,
-            previous=live,
+            previous=live if request.trigger != "recovery" else None,  # what rotted is linked to no more
             min_free_bytes=min_free_bytes,
             durability=tools.durability,
             abandoned=tools.abandoned,
@@ -262,7 +218,7 @@ def take(
                 "its content was live and was rolled back", hint="`snapshot --force` makes it live again"
             )
         if not request.forced:
-            _refuse_known(folder, staged, terms, tools.now())
+            refuse_known(folder, staged, terms, tools.now())
         with tools.verifying(staged.path.name):
             verification = verify(
                 _subject(staged),
@@ -284,7 +240,14 @@ def take(
             verification,
         )
         if not verification.passed:
-            raise _kept(folder, staged, manifest, verification, last=watch.keep_rejected, tools=tools)
+            raise keep_refused(
+                folder,
+                staged,
+                manifest,
+                verification,
+                last=watch.keep_rejected,
+                durability=tools.durability,
+            )
         seal(staged, manifest, tools.durability)
         swapped = publish(
             folder,
@@ -313,85 +276,11 @@ def take(
     return Published(swapped, settled.tree)
 
 
-UNMEASURED: Final = {"swap_s": None, "total_s": None}
-"""What a commit says until its end is known, and for good if recovery has to make it from the intent."""
-
-
-def follow_up(watch: Watch, *, back: bool = False) -> dict[str, Any]:
-    """What the history says of a swap that somebody is to be told of, or that is to be seen to do well.
-
-    What brings an earlier release `back` is not to be seen to.
-    """
-    if not watch.after and watch.health is None:
-        return {}
-    asked = watch.health is not None or any(after.required for after in watch.after)
-    return {"follow_up": True} | ({"probation": True} if asked and not back else {})
-
-
-def overwrite_details(manifest: Manifest, previous: Manifest | None) -> dict[str, Any]:
-    """What ``release.overwrite`` and the history say of a swap, without its figures of time.
-
-    The fields are a contract (DESIGN section 6).
-    """
-    before = set(previous.labels) if previous else set()
-    return {
-        "rule": manifest.rule,
-        "release": manifest.id,
-        "previous_release": previous.id if previous else None,
-        "trigger": manifest.trigger,
-        "forced": manifest.forced,
-        "changed": previous is None or previous.content_sha256 != manifest.content_sha256,
-        "component": manifest.component,
-        "model_sha256": manifest.model_sha256,
-        "previous_model_sha256": previous.model_sha256 if previous else None,
-        "content_sha256": manifest.content_sha256,
-        "previous_content_sha256": previous.content_sha256 if previous else None,
-        "bytes": manifest.content_bytes,
-        "labels_added": [label for label in manifest.labels if label not in before],
-        "labels_removed": sorted(before - set(manifest.labels)),
-        "metrics": dict(manifest.metrics),
-        "source": manifest.source,
-        "verified": manifest.verification.get("level", "none"),
-        "gates": list(manifest.verification.get("gates", ())),
-    }
-
-
-def _refuse_known(folder: DeploymentFolder, staged: Staged, terms: Terms, now: datetime) -> None:
-    """Raises what was found out before about the same content: it need not be asked again."""
-    kept = rejects.refusal(folder, staged.content_sha256, terms.sha256)
-    if kept is None:
-        return
-    age_s = (now - datetime.fromisoformat(kept.manifest.created_at)).total_seconds()
-    if kept.manifest.verification.get("fault") != "limit" or 0 <= age_s < LIMIT_AGAIN_S:
-        raise Rejected(
-            f"was rejected before, as {kept.id}: {kept.manifest.verification.get('reason', '')}",
-            hint="`snapshot --force` verifies it again, `promote` overrules",
-        )
-
-
 def still_live(folder: DeploymentFolder, live: Release | None) -> None:
     """Raises Moved if another release went live while a snapshot was compared with this one."""
     now = folder.live()
     if (now.id if now else None) != (live.id if live else None):
         raise Moved("what is live changed while it was verified", where=str(folder.path))
-
-
-def _kept(
-    folder: DeploymentFolder,
-    staged: Staged,
-    manifest: Manifest,
-    verification: Verification,
-    *,
-    last: int,
-    tools: Tools,
-) -> Refused:
-    """Keeps what was rejected, to be looked into, and returns the rejection to raise."""
-    hint = f"`show` has the figures, `promote` overrules: {manifest.id}" if last else ""
-    try:
-        rejects.keep(folder, staged, manifest, last=last, durability=tools.durability)
-    except OSError as error:
-        hint = f"it could not be kept to be looked into: {error.strerror or error}"
-    return Refused(manifest.id, verification, where=manifest.source, hint=hint)
 
 
 def _subject(staged: Staged) -> Subject:

@@ -18,7 +18,7 @@ def pin(context: typer.Context, rule: RuleArgument, release: ReleaseArgument) ->
                 "pin",
                 rule,
                 {"release": release},
-                here=lambda deployment: deployment.pin(release),
+                here=lambda deployment: deployment.keeping.pin(release),
             )
         )
     )
@@ -33,7 +33,7 @@ def unpin(context: typer.Context, rule: RuleArgument, release: ReleaseArgument) 
                 "unpin",
                 rule,
                 {"release": release},
-                here=lambda deployment: deployment.unpin(release),
+                here=lambda deployment: deployment.keeping.unpin(release),
             )
         )
     )

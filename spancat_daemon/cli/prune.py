@@ -28,7 +28,7 @@ def command(
     if dry_run:
         verdicts = _planned(chosen, rule)
     else:
-        verdicts = act(chosen, "prune", rule, {}, here=lambda deployment: deployment.prune())
+        verdicts = act(chosen, "prune", rule, {}, here=lambda deployment: deployment.keeping.prune())
     if json:
         print_json(verdicts)
         return

@@ -28,6 +28,8 @@ def facts(verification: Mapping[str, Any], verifier: Mapping[str, str] | None) -
     found += _promoted(_mapped(verification.get("promoted")))
     found += [("warning", str(warning)) for warning in _listed(verification.get("warnings"))]
     found += _loaded(verification)
+    if _listed(verification.get("confined")):
+        found.append(("confined in", ", ".join(map(str, _listed(verification.get("confined"))))))
     found += _probed(_mapped(verification.get("probed")))
     found += _scores("scores", _mapped(verification.get("evaluated")))
     found += _scores("live scores", _mapped(verification.get("live_evaluated")))

@@ -161,6 +161,13 @@ class Dispatcher:
         self.wake()
         return waiter
 
+    def mended(self, rule: str) -> None:
+        """Takes note that somebody made live what a snapshot could not."""
+        with self._mutex:
+            lane = self._lanes.get(rule)
+            if lane is not None:
+                lane.last_reason, lane.last_success_s = "", self.monotonic()
+
     def turn(self) -> float | None:
         """Starts what is due; returns in how many seconds something will be, None if nothing is foreseen."""
         now = self.monotonic()

@@ -56,20 +56,15 @@ class Requests:
                     _text(body, "release", optional=True), leaving=_text(body, "leaving", optional=True)
                 ),
             ),
-            ("POST", "/v1/promote"): lambda body: self._on_folder(
-                body,
-                lambda held: held.promote(
-                    _text(body, "release"), force=_flag(body, "force"), reason=_text(body, "reason")
-                ),
-            ),
+            ("POST", "/v1/promote"): self._promote,
             ("POST", "/v1/pin"): lambda body: self._on_folder(
-                body, lambda held: held.pin(_text(body, "release"))
+                body, lambda held: held.keeping.pin(_text(body, "release"))
             ),
             ("POST", "/v1/unpin"): lambda body: self._on_folder(
-                body, lambda held: held.unpin(_text(body, "release"))
+                body, lambda held: held.keeping.unpin(_text(body, "release"))
             ),
             ("POST", "/v1/prune"): lambda body: self._on_folder(
-                body, lambda held: held.prune(dry_run=_flag(body, "dry_run"))
+                body, lambda held: held.keeping.prune(dry_run=_flag(body, "dry_run"))
             ),
             ("POST", "/v1/reload"): lambda _body: self._service.reload(),
         }
@@ -92,6 +87,12 @@ class Requests:
         waiter = self._service.dispatcher.flag(target.rule, "manual", forced=_flag(body, "force"))
         result = waiter.result()
         return {"status": result.status, "release": result.release, "reason": result.reason}
+
+    def _promote(self, body: Mapping[str, Any]) -> Any:
+        release, force, reason = _text(body, "release"), _flag(body, "force"), _text(body, "reason")
+        promoted = self._on_folder(body, lambda held: held.promote(release, force=force, reason=reason))
+        self._service.dispatcher.mended(_text(body, "rule"))
+        return promoted
 
     def _on_folder(self, body: Mapping[str, Any], act: Callable[[Deployment], Any]) -> Any:
         service = self._service

@@ -301,6 +301,7 @@ _OF_RELEASES: Final = frozenset(
         "verified",
         "gates",
         "follow_up",
+        "probation",
         "promoted",  # release.promoted says it
     }
 )

@@ -216,7 +216,7 @@ class Figure:
 
 
 _KEPT: Final = (
-    "fault warnings probed evaluated live_evaluated timed live_reason load_s peak_rss_bytes total_s"
+    "fault confined warnings probed evaluated live_evaluated timed live_reason load_s peak_rss_bytes total_s"
 )
 
 

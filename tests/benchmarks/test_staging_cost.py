@@ -173,7 +173,7 @@ def compare(what: str, room: Path, trainer: Trainer, rounds: int) -> Pair:
         def prepare(number: int) -> None:
             shutil.rmtree(copy, ignore_errors=True)
             held.retarget(rule(trainer.checkpoint, held.folder.path, Keep()), min_free_bytes=0)
-            held.prune()
+            held.keeping.prune()
             held.retarget(rule(trainer.checkpoint, held.folder.path, KEEP_ALL), min_free_bytes=0)
             trainer.save(number)
 

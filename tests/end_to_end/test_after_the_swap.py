@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.judgement import history, sound
+from tests.judgement import history, sound, whole
 from tests.pipelines import build
 from tests.service import Daemon, Event, configure, run, until
 
@@ -225,3 +225,21 @@ def test_a_live_release_that_rots_is_found_replaced_and_published_anew(tmp_path:
         assert "is corrupted" in named.stderr
     shutil.rmtree(deploy / "releases" / second["release"])  # the other one has the content of what is live
     assert run("verify", "products", "--all", config=config).returncode == 0
+
+
+def test_a_rotten_only_release_is_published_anew_from_its_checkpoint(tmp_path: Path) -> None:
+    """Without a link to what rotted, though nothing seems to have changed."""
+    replace_checkpoint(tmp_path, 0)
+    deploy = tmp_path / "models/products"
+    config = configure(tmp_path)
+    first = run("snapshot", "products", config=config)
+    assert first.returncode == 0, first.stderr
+    rot(deploy / "releases" / first.stdout.strip())
+    text = config.read_text().replace("[daemon]", '[daemon]\nscrub_every = "1s"\nheal = true', 1)
+    config.write_text(text.replace("[[watch]]", "[[watch]]\non_change = false", 1))
+    with Daemon(config) as daemon:
+        daemon.wait_for("release.corrupted")
+        (second,) = daemon.wait_for("release.overwrite")
+        assert (second["trigger"], second["changed"]) == ("recovery", False)
+        whole(deploy / "releases" / second["release"])
+        assert live(deploy) == second["release"]

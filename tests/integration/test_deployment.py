@@ -349,7 +349,7 @@ def test_what_was_given_up_is_not_held_again(held: Deployment, tmp_path: Path, l
     second = publish(held)
     held.abandon()
     held.close()
-    for act in (lambda: held.rollback(None), held.prune, lambda: held.pin(second)):
+    for act in (lambda: held.rollback(None), held.keeping.prune, lambda: held.keeping.pin(second)):
         with pytest.raises(Abandoned):
             act()
     held.corrupted(second, held.folder.path, ["it rotted"], live=True, heal=True)

@@ -18,7 +18,7 @@ from spancat_daemon.holding import Holding
 from spancat_daemon.release.durability import Durability
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.swap import make_live, publish
-from spancat_daemon.snapshot import follow_up
+from spancat_daemon.swap_details import follow_up
 from tests.integration.release.fakes import now, stage
 from tests.service import configure, until
 
