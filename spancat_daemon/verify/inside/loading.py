@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from spacy.pipeline.tok2vec import Tok2Vec
 from spacy.util import registry
+from spacy.vectors import Vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ _ENOUGH_SPANS = 20
 _LOWEST, _HIGHEST = 3e-9, 1.0 - 1e-4
 # The same sum differs by this share of it, depending on where in a matrix it stands.
 _NOISE = 1e-6
+_STATIC_VECTORS = "static_vectors"
 _TOK2VEC_LISTENER = "tok2vec-listener"
 _TRANSFORMER_DATA = "trf_data"
 
@@ -81,8 +83,9 @@ def describe(nlp: Any, pipe: Any) -> dict[str, Any]:  # noqa: ARG001  # what the
 def check_predicts(nlp: Any, pipe: Any) -> None:
     """Let the pipeline predict on a few short texts; raises Unfit where that shows that it can't work.
 
-    Only what is certain counts: a prediction that fails, a listener that nothing feeds, weights or scores
-    that are not finite, scores that are the same whatever the text is. Knowing little is no fault.
+    Only what is certain counts: a prediction that fails, a listener that nothing feeds, vectors that are not
+    there, weights or scores that are not finite, scores that are the same whatever the text is. To know
+    little is no fault.
     """
     own = _name_of(nlp, pipe)
     if own in nlp.disabled:
@@ -94,6 +97,7 @@ def check_predicts(nlp: Any, pipe: Any) -> None:
     for name, other in nlp.pipeline:
         if not reached:  # later ones have no part in the spans
             _check_weights(name, other)
+            _check_vectors(nlp, name, other)
             _check_fed(nlp, name, other, docs)
         try:
             found = _annotate(nlp, pipe, own, docs) if other is pipe else _run(other, docs)
@@ -183,6 +187,22 @@ def _check_weights(name: str, pipe: Any) -> None:
                         f"it loads, but weights of {name!r} are not finite (NaN or infinite):"
                         f" {parameter!r} of its layer {node.name!r}"
                     )
+
+
+def _check_vectors(nlp: Any, name: str, pipe: Any) -> None:
+    """Raise Unfit if a part of the model reads vectors that say nothing of any word.
+
+    It makes zeros of words that are not in the table, without a word.
+    """
+    vectors = nlp.vocab.vectors
+    readers = [node for node in _nodes(pipe) if node.name == _STATIC_VECTORS]
+    if not readers or not isinstance(vectors, Vectors):  # others need not have a table
+        return
+    values = readers[0].ops.to_numpy(vectors.data)
+    if not vectors.n_keys or not values.any():
+        raise Unfit(f"it loads, but {name!r} reads vectors, and there are none in its vocab")
+    if not np.isfinite(values).all():
+        raise Unfit(f"it loads, but {name!r} reads vectors that are not finite (NaN or infinite)")
 
 
 def _uninitialised(pipe: Any) -> str:

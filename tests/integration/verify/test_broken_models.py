@@ -309,6 +309,49 @@ def test_weights_that_are_no_numbers(
     assert f"of its layer {layer!r}" in reason
 
 
+def test_vectors_that_say_nothing(
+    examine: Callable[..., LoadVerdict], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    def spoilt(name: str, change: Callable[[Vectors], object]) -> Path:
+        return changed(build("vectors", tmp_path / name), lambda nlp: change(nlp.vocab.vectors))
+
+    def fill(value: float) -> Callable[[Vectors], object]:
+        return lambda vectors: vectors.data.fill(value)
+
+    none = "it loads, but 'tok2vec' reads vectors, and there are none in its vocab"
+    keys = build("vectors", tmp_path / "keys")
+    (keys / "vocab/key2row").write_bytes(b"\x80")
+    assert predictions(keys, texts()) != predictions(build("vectors", tmp_path / "whole"), texts())
+    assert refused(keys) == none
+    assert refused(spoilt("cleared", lambda vectors: vectors.clear())) == none
+    assert refused(spoilt("zeros", fill(0))) == none
+    # A single one, of a word that hardly any text has.
+    nan = spoilt("nan", lambda vectors: vectors.data.put([-1], np.nan))
+    assert refused(nan) == "it loads, but 'tok2vec' reads vectors that are not finite (NaN or infinite)"
+    # Nobody reads these, and hashed vectors have no words of their own.
+    assert examine(subject_of(changed(build("default", tmp_path / "unread"), _add_nothing))).ok
+    floret = build("vectors", tmp_path / "floret")
+    assert examine(subject_of(changed(floret, _hashed))).reason == ""
+
+
+def _add_nothing(nlp: Language) -> None:
+    nlp.vocab.vectors = Vectors(strings=nlp.vocab.strings, shape=(3, 4), name="zeros")
+
+
+def _hashed(nlp: Language) -> None:
+    nlp.vocab.vectors = Vectors(
+        strings=nlp.vocab.strings,
+        data=nlp.vocab.vectors.data,
+        name="hashed",
+        mode="floret",
+        minn=2,
+        maxn=3,
+        hash_count=2,
+        bow="<",
+        eow=">",
+    )
+
+
 def test_another_number_of_labels_than_of_scores(refused: Callable[..., str], tmp_path: Path) -> None:
     path = configured(
         build("default", tmp_path / "release"), "spancat", labels=["ORG", "PLACE", "GÜTER", "NEW"]
