@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,9 @@ from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.verify.gates import metric_of
 from spancat_daemon.verify.probes import BadProbes, read_probes, unknown_labels
+from spancat_daemon.verify.verdict import Examination
+from spancat_daemon.verify.verification import subject_of
+from spancat_daemon.verify.warm import WarmLoaders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from spancat_daemon.config.load import Located
     from spancat_daemon.config.model import Verify, Watch
     from spancat_daemon.config.places import Path as KeyPath
+    from spancat_daemon.release.survey import Release
 
 _SCORED: Final = "model-best"
 _SHOWN_LABELS: Final = 10
@@ -43,16 +48,23 @@ def inspect_conditions(located: Located) -> Iterator[Finding]:
             ``references.problems``.
     """
     answers: dict[tuple[str, int], Answer] = {}
+    able: set[int] = set()
     for index, watch in enumerate(located.configuration.watch):
         if watch.verify.effective_level in {"load", "probes"}:
-            yield _interpreter(located, index, watch, answers)
+            found = _interpreter(located, index, watch, answers)
+            if found.level == "ok":
+                able.add(index)
+            yield found
     index_of = {watch.name: index for index, watch in enumerate(located.configuration.watch)}
-    for target in targets(located.configuration):
-        looking = _Looking(located, index_of[target.watch.name], target)
-        yield from looking.files_of_match()
-        yield from looking.labels()
-        yield from looking.scores()
-        yield from looking.steps()
+    with WarmLoaders(at_most=1) as loaders:
+        for target in targets(located.configuration):
+            looking = _Looking(located, index_of[target.watch.name], target)
+            yield from looking.files_of_match()
+            yield from looking.labels()
+            yield from looking.scores()
+            yield from looking.steps()
+            if looking.index in able:
+                yield from looking.gold(loaders)
 
 
 def _interpreter(
@@ -112,7 +124,11 @@ class _Looking:
         self.target = target
         self.watch = target.watch
         self.model = _model(target)
-        found = [*(self.model.component.labels if self.model else ()), *_live_labels(target)]
+        live = _live(target)
+        found = [
+            *(self.model.component.labels if self.model else ()),
+            *(live.manifest.labels if live is not None else ()),
+        ]
         self.known = tuple(dict.fromkeys(found))
 
     def warning(self, key: str, text: str, hint: str) -> Finding:
@@ -188,6 +204,35 @@ class _Looking:
                 f"{_GOLD}, or train with spans_{key}_per_type = null in [training.score_weights]",
             )
 
+    def gold(self, loaders: WarmLoaders) -> Iterator[Finding]:
+        """Gold documents that are of no use, as the live release shows that is evaluated on them."""
+        verify, gate = self.watch.verify, self.watch.gate
+        live = _live(self.target)
+        if verify.gold is None or live is None:
+            return
+        verdict = loaders.examine(
+            Examination(subject=subject_of(live.path, live.manifest), gold=verify.gold),
+            python=str(verify.python or sys.executable),
+            memory_bytes=verify.memory,
+            timeout_s=verify.timeout,
+            idle_s=verify.idle,
+        )
+        if verdict.evaluated is None:
+            if verdict.fault == "verifier":
+                problem = self.located.problem((*self.at, "verify", "gold"), verdict.reason)
+                yield Finding.at("error", self.target.rule, problem)
+            return
+        metric, scores = metric_of(gate, live.manifest.spans_key), verdict.evaluated.scores
+        if metric in scores:
+            documents = f"{verify.gold}: {verdict.evaluated.documents} documents"
+            text = f"{documents}, {metric} of the live release {scores[metric]:.3f}"
+            yield Finding("ok", self.target.rule, text)
+        elif gate.minimum is not None or gate.max_drop is not None:
+            known = sorted(scores)
+            text = f"there is no score {metric!r} on the gold documents, only {', '.join(known)}"
+            problem = self.located.problem((*self.at, "gate", "metric"), text + nearest(metric, known))
+            yield Finding.at("error", self.target.rule, problem)
+
     def steps(self) -> Iterator[Finding]:
         if self.watch.gate.min_step <= 1:
             return
@@ -220,9 +265,8 @@ def _model(target: Target) -> _Model | None:
     return _Model(layout, found[0]) if len(found) == 1 else None
 
 
-def _live_labels(target: Target) -> tuple[str, ...]:
+def _live(target: Target) -> Release | None:
     try:
-        live = DeploymentFolder(target.deploy).live()
+        return DeploymentFolder(target.deploy).live()
     except (SpancatDaemonError, OSError):
-        return ()
-    return live.manifest.labels if live is not None else ()
+        return None

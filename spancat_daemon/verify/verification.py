@@ -125,7 +125,7 @@ def verify(
             raise CannotVerify(
                 f"can't be verified: {verdict.reason}",
                 where=str(watch.verify.python or ""),
-                hint="`check` tries the interpreter and the files that [watch.verify] names",
+                hint="`check` tries the interpreter, and the gold documents on the live release",
             )
         candidate = replace(candidate, verdict=verdict, asked=asked)
     figures = judge(

@@ -8,11 +8,12 @@ import venv
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import spacy
 from spacy.tokens import DocBin
 
 from spancat_daemon.cli.interpreter import ask
 from tests import service
-from tests.pipelines import build
+from tests.pipelines import _examples, build
 from tests.service import run
 
 if TYPE_CHECKING:
@@ -202,6 +203,33 @@ def test_scores_and_steps_that_meta_json_does_not_have(tmp_path: Path) -> None:
     DocBin().to_disk(tmp_path / "gold.spacy")
     configure(tmp_path, source="runs/model-last", more=f'{last}\n[watch.verify]\ngold = "gold.spacy"')
     assert check(config, 0)[1] == []
+
+
+def test_gold_documents_are_tried_on_the_live_release(tmp_path: Path) -> None:
+    checkpoint = build("default", tmp_path / "runs" / "model-best")
+    assert run("snapshot", "products", config=service.configure(tmp_path)).returncode == 0
+    docs = [example.reference for example in _examples(spacy.load(checkpoint))]
+    gold = tmp_path / "gold.spacy"
+    terms = '[watch.gate]\nmetric = "spans_sk_f"\nminimum = 0.1\n[watch.verify]\ngold = "gold.spacy"'
+
+    DocBin(docs=docs, store_user_data=True).to_disk(gold)
+    config = configure(tmp_path, more=terms)
+    (metric,) = check(config, 4)[1]
+    wrong = place(config, "spans_sk_f", quoted=True)
+    assert metric.startswith(f"error products {wrong} there is no score 'spans_sk_f' on the gold documents")
+    assert metric.endswith("did you mean 'spans_sc_f'?")
+
+    configure(tmp_path, more=terms.replace("sk", "sc"))
+    found, bad = check(config, 0)
+    assert not bad
+    assert any("6 documents, spans_sc_f of the live release" in one["text"] for one in found)
+
+    for doc in docs:
+        doc.spans["other"] = doc.spans.pop("sc")
+    DocBin(docs=docs, store_user_data=True).to_disk(gold)
+    (key,) = check(config, 4)[1]
+    assert key.startswith(f"error products {place(config, 'gold.spacy', quoted=True)}")
+    assert "holds no spans under the key 'sc'" in key
 
 
 FOLLOW = """\
