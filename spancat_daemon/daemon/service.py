@@ -29,6 +29,7 @@ from spancat_daemon.daemon.holdings import Holdings
 from spancat_daemon.daemon.overdue import LastRuns
 from spancat_daemon.daemon.requests import Requests
 from spancat_daemon.daemon.scrub import Scrubber
+from spancat_daemon.daemon.tidings import Tidings
 from spancat_daemon.daemon.watching import jobs, watched
 from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
 from spancat_daemon.observe import logs, systemd
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from spancat_daemon.config.model import Configuration
     from spancat_daemon.deployment import Deployment
     from spancat_daemon.release.folder import Release
-    from spancat_daemon.triggers.filesystem import WatchEvent
-    from spancat_daemon.triggers.schedule import ScheduleEvent
     from spancat_daemon.verify.digests import Finding
 
 CHECK_EVERY_S = 2.0
@@ -86,7 +85,7 @@ class Service:
         self._reopen = False
         self._dirty: set[str] = set()
         self._patterns: set[str] = set()
-        self._unreadable: dict[Path, int | None] = {}
+        self._tidings = Tidings(self.log)
         self._due: dict[str, bool] = {}
         self._reloads: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
         self._mutex = threading.Lock()
@@ -102,10 +101,10 @@ class Service:
         )
         self.filesystem = FilesystemTrigger(
             on_dirty=self._mark_dirty,
-            on_event=self._tell_watch,
+            on_event=self._tidings.watch,
             canary_path=configuration.daemon.state_dir / "canary",
         )
-        self.schedule = ScheduleTrigger(on_due=self._mark_due, on_event=self._tell_schedule)
+        self.schedule = ScheduleTrigger(on_due=self._mark_due, on_event=self._tidings.schedule)
         self._scrubber = Scrubber(
             deployments=self.holdings.all,
             state_path=configuration.daemon.state_dir / "scrub.json",
@@ -157,20 +156,6 @@ class Service:
         with self._mutex:
             self._due[key] = self._due.get(key, False) or force
         self.wake()
-
-    def _tell_watch(self, event: WatchEvent) -> None:
-        level = self.log.info if event.event in {"watch.started", "watch.restored"} else self.log.warning
-        level(event.event, **_told(event))
-
-    def _tell_schedule(self, event: ScheduleEvent) -> None:
-        self.log.warning(event.event, **_told(event))
-
-    def _tell_unreadable(self, path: Path, error: OSError) -> None:
-        if self._unreadable.get(path) != error.errno:
-            self.log.warning(
-                "watch.degraded", path=path, reason=error.strerror, hint="let the daemon list it"
-            )
-        self._unreadable[path] = error.errno
 
     def _has_logged(self, rule: str, history_sha256: str) -> bool:
         return self._output.has_history(rule, history_sha256)
@@ -349,7 +334,7 @@ class Service:
             The deployments that are new or changed.
         """
         chosen = configuration or self.configuration
-        wanted = targets(chosen, unreadable=self._tell_unreadable)
+        wanted = targets(chosen, unreadable=self._tidings.unreadable)
         if vanished == "stay":
             present = {target.rule for target in wanted}
             held = [deployment.target for deployment in self.holdings.all()]
@@ -459,11 +444,6 @@ class Service:
 def _loaders_for(configuration: Configuration) -> int:
     """How many snapshots are loaded at once: one that hangs until its limit must not keep all others."""
     return max(configuration.daemon.workers, 2)
-
-
-def _told(event: WatchEvent | ScheduleEvent) -> dict[str, Any]:
-    """A trigger's event as fields of the log; some concern no rule in particular."""
-    return {**({"rule": event.key} if event.key else {}), **event.fields}
 
 
 def _allow_descriptors() -> None:
