@@ -15,7 +15,7 @@ _LONGEST_DELAY_S: Final = 32.0
 
 
 class Litter:
-    """Models that were let go. They are full of cycles, so only the collector gets their memory back.
+    """Models that were let go. Parts of them refer to each other, so it takes the collector to free all.
 
     A caller's frame may hold one for a moment longer: then it is tried again after 1, 2, 4 … 32 s, and not
     for ever, for each try stops the whole process for its time (some 0.1 s).

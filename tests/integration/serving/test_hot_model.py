@@ -18,6 +18,7 @@ from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import lease
 from spancat_daemon.serving import hot as hot_module
 from spancat_daemon.serving import pulse as pulse_module
+from spancat_daemon.serving.listing import unreadable
 from spancat_daemon.serving.loading import read
 from spancat_daemon.serving.stamps import stamp_of
 from tests.integration.serving.conftest import Model, answer
@@ -168,6 +169,7 @@ def test_swaps_leave_nothing_behind(publisher: Publisher, models: Models, told: 
         for number in range(5):
             with hot.use() as nlp:
                 gone.append(weakref.ref(nlp))
+                vars(nlp)["itself"] = nlp  # as a component does that keeps its pipeline
             del nlp
             publisher.go_to(releases[number % 2])
             told.swap()
@@ -272,13 +274,24 @@ def test_who_waits_is_told_of_the_end(linking: Publisher) -> None:
 
 
 def test_a_folder_that_goes_and_comes_back(
-    linking: Publisher, models: Models, told: Told, tmp_path: Path
+    linking: Publisher, models: Models, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looks = threading.Semaphore(0)
+
+    def counted(folder: Path, error: OSError) -> SpancatDaemonError:
+        looks.release()
+        return unreadable(folder, error)
+
+    monkeypatch.setattr(hot_module, "unreadable", counted)
     first = linking.publish(models[0].path)
     with HotModel(linking.path, **told.callbacks) as hot:
         told.swap()
         linking.path.rename(tmp_path / "away")
         assert "there is no such folder" in told.error()
+        for _ in range(4):
+            hot._pulse.wake()
+            assert looks.acquire(timeout=PATIENCE_S)
+        assert told.errors.empty()
         assert answers(hot) == models[0].answers
         another = Publisher(linking.path)
         second = another.publish(models[1].path)
@@ -289,18 +302,25 @@ def test_a_folder_that_goes_and_comes_back(
         assert answers(hot) == models[0].answers
 
 
-@pytest.mark.parametrize("by", ["events", "ticks"])
-def test_how_a_swap_is_noticed(
-    publisher: Publisher, models: Models, told: Told, by: str, monkeypatch: pytest.MonkeyPatch
+def test_a_swap_is_noticed_by_its_event(
+    publisher: Publisher, models: Models, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if by == "events":
-        monkeypatch.setattr(pulse_module, "TICK_S", 1000.0)
-    else:
-        monkeypatch.setattr(pulse_module, "inotify_init", lambda: -1)
+    monkeypatch.setattr(pulse_module, "TICK_S", 1000.0)
     publisher.publish(models[0].path)
     with HotModel(publisher.path, **told.callbacks):
         told.swap()
         second = publisher.publish(models[1].path)
+        assert told.swap()[0] == second.id
+
+
+def test_a_swap_is_noticed_without_events(
+    linking: Publisher, models: Models, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse_module, "inotify_init", lambda: -1)
+    linking.publish(models[0].path)
+    with HotModel(linking.path, **told.callbacks):
+        told.swap()
+        second = linking.publish(models[1].path)
         assert told.swap()[0] == second.id
 
 

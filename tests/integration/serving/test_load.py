@@ -16,13 +16,14 @@ import pytest
 import spacy
 
 import spancat_daemon
-from spancat_daemon import live, load, releases, to_bytes
+from spancat_daemon import HotModel, live, load, releases, to_bytes
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import lease
 from spancat_daemon.verify.digests import digests
 from tests.integration.serving.conftest import Model, answer
 from tests.integration.serving.forking import Child
 from tests.integration.serving.publishing import Publisher, overwrite, spoil
+from tests.integration.serving.watching import Told
 from tests.pipelines import texts
 
 if TYPE_CHECKING:
@@ -231,6 +232,10 @@ def test_as_another_user(models: Models) -> None:
             os.setuid(65534)
             nlp = load(publisher.path)
             tell(answers(nlp) == expected)
+            told = Told()
+            hot = HotModel(publisher.path, **told.callbacks)
+            tell(hot.wait().sequence)
+            tell([told.swap()[1] is None, told.swap()[1] is None])
             folder_of_root = Path("/root/models")
             try:
                 load(folder_of_root)
@@ -240,6 +245,9 @@ def test_as_another_user(models: Models) -> None:
 
         with Child(work) as child:
             assert child.told()
+            assert child.told() == 1
+            publisher.publish(models[1].path)
+            assert child.told() == [True, False]
             assert "Permission denied; this user needs to" in child.told()
     finally:
         shutil.rmtree(folder)

@@ -44,7 +44,7 @@ def test_bytes_of_a_release_predict_what_it_does(publisher: Publisher, models: M
     assert to_bytes(nlp) == data
 
 
-@pytest.mark.parametrize("variant", ["own", "not_first", "singlelabel", "renamed", "vectors"])
+@pytest.mark.parametrize("variant", ["not_first", "singlelabel", "renamed", "vectors"])
 def test_every_shape_of_pipeline(linking: Publisher, tmp_path: Path, variant: str) -> None:
     checkpoint = build(variant, tmp_path / "checkpoint")
     name = "products" if variant == "renamed" else "spancat"
