@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import spacy
@@ -12,7 +13,9 @@ from spacy.tokens import Doc, DocBin, SpanGroup
 from spacy.training import Corpus, Example
 from thinc.api import Config
 
+from spancat_daemon.config.model import Gate
 from spancat_daemon.verify.child import LoaderProcess
+from spancat_daemon.verify.gates import Candidate, judge
 from spancat_daemon.verify.inside import loading, probing, scoring, timing
 from spancat_daemon.verify.inside.loading import Unfit
 from spancat_daemon.verify.verdict import Evaluated, Examination, LoadVerdict, Probe, Probed, Span, Timed
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from spancat_daemon.release.manifest import Manifest
     from spancat_daemon.verify.verdict import Subject
 
 ACME = "Acme Corp opened an office in Berlin."
@@ -270,6 +274,25 @@ def test_a_slower_one_is_seen_beside_the_live_one(
     assert verdict.timed.documents == len([text for text in texts() if text])
     assert verdict.timed.live_ms is not None
     assert verdict.timed.snapshot_ms > 2 * verdict.timed.live_ms > 0
+
+    # And the gate keeps it out that allows half of that
+    slower_ms = verdict.timed.snapshot_ms - verdict.timed.live_ms
+    for most_ms, passes in ((slower_ms / 2, False), (slower_ms * 2, True)):
+        (figure,) = judge(
+            Gate(max_latency_ms=most_ms),
+            min_pass=0.01,
+            candidate=Candidate(
+                labels=verdict.labels,
+                metrics={},
+                metrics_may_be_stale=False,
+                spans_key="sc",
+                bytes=1,
+                steps=None,
+                verdict=dataclasses.replace(verdict, probed=None),
+            ),
+            live=cast("Manifest", SimpleNamespace(metrics={}, metrics_may_be_stale=False)),
+        )
+        assert figure.passed is passes
 
 
 def test_what_is_timed_without_texts_and_without_a_live_release(
