@@ -7,6 +7,7 @@ here knows of threads, schedules or sockets: a trigger becomes a :class:`Request
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -219,7 +220,8 @@ def take(
             )
         if not request.forced:
             refuse_known(folder, staged, terms, tools.now())
-        with tools.verifying(staged.path.name):
+        # What takes no time is not worth letting others in for.
+        with tools.verifying(staged.path.name) if terms.loads else nullcontext():
             verification = verify(
                 _subject(staged),
                 _candidate(staged, step),

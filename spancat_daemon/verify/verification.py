@@ -45,6 +45,11 @@ class Terms:
     probes: tuple[Probe, ...]
     sha256: str
 
+    @property
+    def loads(self) -> bool:
+        """Whether the loader is asked."""
+        return self.watch.verify.effective_level in {"load", "probes"}
+
 
 Stamps = tuple[tuple[int, int, int] | None, ...]
 
@@ -104,7 +109,7 @@ def verify(
     if level == "none":
         return Verification(level=level, passed=True, reason="", terms_sha256=terms.sha256)
     verdict = None
-    if level != "structure":
+    if terms.loads:
         compared = watch.verify.gold is not None or watch.gate.max_latency_ms is not None
         asked = Examination(
             subject=subject,
