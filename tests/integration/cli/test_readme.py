@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -48,7 +49,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_first_daemon_toml_deploys_and_the_snippets_load_it(folder: Path) -> None:
     snippets = "\n".join(blocks("python"))
     done = subprocess.run(
-        [sys.executable, "-c", snippets], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", snippets],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
 
