@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spancat_daemon.cli.scope import Scope
-    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.deploying.deployment import Deployment
 
 
 def act(
@@ -50,7 +50,7 @@ def _deployment(chosen: Scope, rule: str, verb: str) -> Iterator[Deployment]:
     """The folder of a rule, open and locked; what happens is logged to standard error and the log file."""
     import sys  # noqa: PLC0415
 
-    from spancat_daemon.deployment import Deployment  # noqa: PLC0415  # as above
+    from spancat_daemon.deploying.deployment import Deployment  # noqa: PLC0415  # as above
     from spancat_daemon.observe import logs  # noqa: PLC0415
     from spancat_daemon.verify.warm import WarmLoaders  # noqa: PLC0415
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from spancat_daemon.checkpoint.layout import Layout, SpanCategorizer
     from spancat_daemon.config.expand import Target
-    from spancat_daemon.config.load import Located
+    from spancat_daemon.config.located import Located
     from spancat_daemon.config.model import Verify, Watch
     from spancat_daemon.config.places import Path as KeyPath
     from spancat_daemon.release.survey import Release

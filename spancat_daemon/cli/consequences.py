@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spancat_daemon.cli.finding import Level
-    from spancat_daemon.config.load import Located
+    from spancat_daemon.config.located import Located
     from spancat_daemon.config.model import After, Watch
     from spancat_daemon.config.places import Path as KeyPath
 

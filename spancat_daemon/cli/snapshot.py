@@ -13,7 +13,7 @@ from spancat_daemon.cli.scope import JsonOption, RuleArgument, scope
 from spancat_daemon.errors import ExitCode
 
 if TYPE_CHECKING:
-    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.deploying.deployment import Deployment
 
 _LIVE_NOW = {"published", "unchanged"}
 

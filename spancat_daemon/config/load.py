@@ -8,7 +8,6 @@ import os
 import re
 import stat
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 from spancat_daemon.config import checks, diagnosis, places, resolution, tables
 from spancat_daemon.config.aftermath import NOT_ALONE
 from spancat_daemon.config.interpolation import BadVariable, interpolate
+from spancat_daemon.config.located import Located
 from spancat_daemon.config.model import Configuration
 from spancat_daemon.config.problems import ConfigurationError, Problem
 from spancat_daemon.errors import UsageError
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-    from spancat_daemon.config.places import Path as KeyPath
-    from spancat_daemon.config.places import Places
 
 ENVIRONMENT_VARIABLE: Final = "SPANCAT_DAEMON_CONFIG"
 SEARCHED: Final = (Path("daemon.toml"), Path("/etc/spancat-daemon/daemon.toml"))
@@ -95,26 +93,6 @@ def load_located(path: Path | None = None, environ: Mapping[str, str] = os.envir
     """
     path = find(path, environ)
     return _Reading(read(path), path, environ).located()
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """A configuration, and where its file says what.
-
-    Attributes:
-        configuration: the configuration.
-        file: the file as the user named it.
-        places: of its keys and values.
-    """
-
-    configuration: Configuration
-    file: str
-    places: Places
-
-    def problem(self, path: KeyPath, message: str, *, at_key: bool = False) -> Problem:
-        """Something that is wrong with the value, or the key, at a path."""
-        place = self.places.key(path) if at_key else self.places.value(path)
-        return Problem(place.line, place.column, message, self.places.line(place.line), self.file)
 
 
 def control_socket(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path | None:

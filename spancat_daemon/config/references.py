@@ -20,7 +20,7 @@ from spancat_daemon.config.problems import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from spancat_daemon.config.load import Located
+    from spancat_daemon.config.located import Located
     from spancat_daemon.config.model import Watch
     from spancat_daemon.config.places import Path as KeyPath
 

@@ -13,16 +13,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from spancat_daemon.chronicle import QUIET_TRIGGERS
-from spancat_daemon.deployment import Result
+from spancat_daemon.deploying.chronicle import QUIET_TRIGGERS
+from spancat_daemon.deploying.deployment import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from spancat_daemon.checkpoint.tree import Tree
-    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.deploying.deployment import Deployment
+    from spancat_daemon.deploying.snapshot import Trigger
     from spancat_daemon.observe.logs import Logger
-    from spancat_daemon.snapshot import Trigger
 
 RANK: dict[Trigger, int] = {"startup": 0, "change": 1, "schedule": 2, "signal": 3, "manual": 4}
 """Which trigger names a snapshot that several asked for."""

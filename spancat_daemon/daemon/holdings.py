@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spancat_daemon.deployment import Deployment
+from spancat_daemon.deploying.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

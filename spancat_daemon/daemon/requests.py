@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spancat_daemon.config.model import Configuration
     from spancat_daemon.daemon.dispatch import Dispatcher
     from spancat_daemon.daemon.holdings import Holdings
-    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.deploying.deployment import Deployment
     from spancat_daemon.triggers.schedule import ScheduleTrigger
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.deploying.deployment import Deployment
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.verify.digests import Sums

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from spancat_daemon.config.model import Configuration
-    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.deploying.deployment import Deployment
     from spancat_daemon.release.folder import Release
     from spancat_daemon.verify.digests import Finding
 

@@ -25,7 +25,7 @@ import pytest
 from spancat_daemon.checkpoint.settle import CLOCK_REALTIME_COARSE
 from spancat_daemon.config.expand import Target
 from spancat_daemon.config.model import Keep, LogSettings, Verify, Watch
-from spancat_daemon.deployment import Deployment
+from spancat_daemon.deploying.deployment import Deployment
 from spancat_daemon.observe.logs import configure, get_logger
 from spancat_daemon.release.removal import remove_tree
 from spancat_daemon.verify.warm import WarmLoaders

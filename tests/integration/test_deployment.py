@@ -16,13 +16,13 @@ from spancat_daemon.checkpoint.settle import file_clock_ns
 from spancat_daemon.config.expand import targets
 from spancat_daemon.config.load import load
 from spancat_daemon.daemon.holdings import Holdings
-from spancat_daemon.deployment import Deployment
+from spancat_daemon.deploying.deployment import Deployment
+from spancat_daemon.deploying.snapshot import Known
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import copying, rejects
 from spancat_daemon.release.durability import Durability
 from spancat_daemon.release.folder import DeploymentFolder, FolderBusy
 from spancat_daemon.release.staging import Abandoned
-from spancat_daemon.snapshot import Known
 from spancat_daemon.verify.verdict import LoadVerdict, Verification
 from spancat_daemon.verify.verification import Terms
 from spancat_daemon.verify.warm import WarmLoaders
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from spancat_daemon.deployment import Result
+    from spancat_daemon.deploying.deployment import Result
+    from spancat_daemon.deploying.snapshot import Trigger
     from spancat_daemon.observe.logs import Logger
-    from spancat_daemon.snapshot import Trigger
 
 
 class Log:
@@ -390,7 +390,7 @@ def test_new_terms_count_though_they_came_while_the_old_were_held_against(
         return Verification(level="probes", passed=False, reason="no", terms_sha256=terms.sha256)
 
     asked: list[list[str]] = []
-    monkeypatch.setattr("spancat_daemon.snapshot.verify", refuse)
+    monkeypatch.setattr("spancat_daemon.deploying.snapshot.verify", refuse)
     with holding(tmp_path, log, disk, more, level=None) as held:
         for _ in range(3):
             assert look(held, "change").status == "rejected"
@@ -412,7 +412,7 @@ def test_what_came_to_a_limit_is_tried_again_later_and_nothing_else_is(
             level="load", passed=False, reason="no answer", terms_sha256=terms.sha256, verdict=verdict
         )
 
-    monkeypatch.setattr("spancat_daemon.snapshot.verify", refuse)
+    monkeypatch.setattr("spancat_daemon.deploying.snapshot.verify", refuse)
     clock = Clock()
     with holding(tmp_path, log, disk, clock=clock) as held:
         for looks, (ahead_s, expected) in enumerate(

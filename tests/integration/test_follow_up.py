@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
-from spancat_daemon.chronicle import Chronicle
 from spancat_daemon.config.expand import targets
 from spancat_daemon.config.load import load
+from spancat_daemon.deploying.chronicle import Chronicle
+from spancat_daemon.deploying.follow_up import FollowUp
+from spancat_daemon.deploying.holding import Holding
+from spancat_daemon.deploying.swap_details import follow_up
 from spancat_daemon.errors import UsageError
-from spancat_daemon.follow_up import FollowUp
-from spancat_daemon.holding import Holding
 from spancat_daemon.release.durability import Durability
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.swap import make_live, publish
-from spancat_daemon.swap_details import follow_up
 from tests.integration.release.fakes import now, stage
 from tests.service import configure, until
 
@@ -366,7 +366,7 @@ def test_a_defect_is_told_and_nothing_waits_for_it(scene: Scene, monkeypatch: py
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("spancat_daemon.follow_up.notify", fail)
+    monkeypatch.setattr("spancat_daemon.deploying.follow_up.notify", fail)
     watch = scene.watch(TOLD, HEALTH)
     record = scene.swap(watch)
     assert scene.follow_up.wait(QUICKLY_S)

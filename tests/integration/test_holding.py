@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from spancat_daemon.deploying.holding import Holding
 from spancat_daemon.errors import Moved, SpancatDaemonError
-from spancat_daemon.holding import Holding
 from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.folder import DeploymentFolder, FolderBusy
 from tests.integration.release.fakes import now
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from spancat_daemon.chronicle import Chronicle
+    from spancat_daemon.deploying.chronicle import Chronicle
 
 
 class Silent:

@@ -21,10 +21,10 @@ from spancat_daemon.daemon.dispatch import (
     VERIFYING_PER_WORKER,
     Dispatcher,
 )
-from spancat_daemon.deployment import Result
+from spancat_daemon.deploying.deployment import Result
 
 if TYPE_CHECKING:
-    from spancat_daemon.deployment import Deployment
+    from spancat_daemon.deploying.deployment import Deployment
     from spancat_daemon.observe.logs import Logger
 
 TREE = Tree(files=(), directories=())

@@ -6,21 +6,21 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from spancat_daemon.deploying.snapshot import still_live
+from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import rejects
 from spancat_daemon.release.history import rfc3339
 from spancat_daemon.release.manifest import release_id
 from spancat_daemon.release.staging import discard, restage, seal
 from spancat_daemon.release.swap import Swapped, publish
-from spancat_daemon.snapshot import still_live
-from spancat_daemon.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.verify.verification import examine_release, terms_of
 
 if TYPE_CHECKING:
     from spancat_daemon.config.expand import Target
+    from spancat_daemon.deploying.snapshot import Tools
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History
-    from spancat_daemon.snapshot import Tools
     from spancat_daemon.verify.verdict import Verification
 
 

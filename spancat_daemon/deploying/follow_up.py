@@ -19,9 +19,9 @@ from spancat_daemon.release.staging import Abandoned
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from spancat_daemon.chronicle import Chronicle
     from spancat_daemon.config.model import Watch
-    from spancat_daemon.holding import Holding
+    from spancat_daemon.deploying.chronicle import Chronicle
+    from spancat_daemon.deploying.holding import Holding
     from spancat_daemon.release.folder import DeploymentFolder
     from spancat_daemon.release.history import Record
 

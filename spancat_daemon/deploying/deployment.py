@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from spancat_daemon.checkpoint.settle import Unsettled, file_clock_ns
-from spancat_daemon.chronicle import Chronicle
+from spancat_daemon.deploying.chronicle import Chronicle
+from spancat_daemon.deploying.follow_up import FollowUp
+from spancat_daemon.deploying.holding import Holding
+from spancat_daemon.deploying.keeping import Keeping
+from spancat_daemon.deploying.promotion import promote
+from spancat_daemon.deploying.refusal import LIMIT_AGAIN_S, Refusal, Refused
+from spancat_daemon.deploying.rollback import go_back
+from spancat_daemon.deploying.snapshot import Known, Request, Tools, Unchanged, take
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, Vanished
-from spancat_daemon.follow_up import FollowUp
-from spancat_daemon.holding import Holding
-from spancat_daemon.keeping import Keeping
-from spancat_daemon.promotion import promote
-from spancat_daemon.refusal import LIMIT_AGAIN_S, Refusal, Refused
 from spancat_daemon.release import rejects
 from spancat_daemon.release.copying import UnreadableSourceError
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.staging import Abandoned, Lacking
-from spancat_daemon.rollback import go_back
-from spancat_daemon.snapshot import Known, Request, Tools, Unchanged, take
 from spancat_daemon.verify.verification import stamps_of
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
+    from spancat_daemon.deploying.snapshot import Trigger
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.history import History, Record
-    from spancat_daemon.snapshot import Trigger
     from spancat_daemon.verify.verification import Stamps
     from spancat_daemon.verify.warm import WarmLoaders
 

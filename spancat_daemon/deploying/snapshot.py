@@ -1,7 +1,7 @@
 """The way of a checkpoint, top to bottom: settle, plan, stage, verify, seal, publish.
 
-Retention and the log follow in :mod:`spancat_daemon.deployment`, after the swap is in the history. Nothing
-here knows of threads, schedules or sockets: a trigger becomes a :class:`Request`, and what came of it is an
+Retention and the log follow in :mod:`spancat_daemon.deploying.deployment`, after the swap is in the history.
+Nothing here knows of threads, schedules or sockets: a trigger becomes a :class:`Request`, what came of it is an
 :data:`Outcome` or an exception of :mod:`spancat_daemon.errors`.
 """
 
@@ -16,13 +16,13 @@ from spancat_daemon.checkpoint.contents import plan
 from spancat_daemon.checkpoint.progress import progress
 from spancat_daemon.checkpoint.settle import Unsettled, examine
 from spancat_daemon.checkpoint.tree import Source
+from spancat_daemon.deploying.refusal import keep_refused, refuse_known
+from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.errors import Moved, RolledBack
-from spancat_daemon.refusal import keep_refused, refuse_known
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.manifest import Manifest, release_id
 from spancat_daemon.release.staging import discard, seal, stage
 from spancat_daemon.release.swap import Swapped, publish
-from spancat_daemon.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.verify.gates import Candidate
 from spancat_daemon.verify.verdict import Subject
 from spancat_daemon.verify.verification import stamps_of, terms_of, verify
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from spancat_daemon.checkpoint.progress import Progress
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
-    from spancat_daemon.refusal import Refusal
+    from spancat_daemon.deploying.refusal import Refusal
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History
     from spancat_daemon.release.staging import Staged

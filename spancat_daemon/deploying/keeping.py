@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from datetime import datetime
 
-    from spancat_daemon.chronicle import Chronicle
     from spancat_daemon.config.model import Watch
+    from spancat_daemon.deploying.chronicle import Chronicle
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.folder import DeploymentFolder
     from spancat_daemon.release.history import History

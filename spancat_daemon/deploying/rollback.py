@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.errors import SpancatDaemonError, UsageError
 from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.release.swap import Swapped, make_live
-from spancat_daemon.swap_details import UNMEASURED, follow_up, overwrite_details
 from spancat_daemon.verify.digests import faults_of
 from spancat_daemon.verify.last_good import good_release
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from spancat_daemon.config.expand import Target
+    from spancat_daemon.deploying.snapshot import Tools
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History
-    from spancat_daemon.snapshot import Tools
     from spancat_daemon.verify.digests import Finding
 
 

@@ -7,8 +7,8 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from spancat_daemon.deploying.refusal import Refused
 from spancat_daemon.errors import RolledBack
-from spancat_daemon.refusal import Refused
 from spancat_daemon.release.staging import Lacking
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from spancat_daemon.after.swap import Swap
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
+    from spancat_daemon.deploying.snapshot import Request, Trigger, Unchanged
     from spancat_daemon.errors import Rejected, SpancatDaemonError
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.folder import DeploymentFolder, Release
     from spancat_daemon.release.history import History, Record
     from spancat_daemon.release.recovery import Recovered
-    from spancat_daemon.snapshot import Request, Trigger, Unchanged
 
 QUIET_TRIGGERS = frozenset({"change", "startup"})
 """Triggers that nobody waits for: finding nothing new again is not worth a line in the log."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
-    from spancat_daemon.chronicle import Chronicle
+    from spancat_daemon.deploying.chronicle import Chronicle
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.folder import DeploymentFolder
     from spancat_daemon.release.swap import Kind
