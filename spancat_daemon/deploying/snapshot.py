@@ -1,8 +1,8 @@
 """The way of a checkpoint, top to bottom: settle, plan, stage, verify, seal, publish.
 
 Retention and the log follow in :mod:`spancat_daemon.deploying.deployment`, after the swap is in the history.
-Nothing here knows of threads, schedules or sockets: a trigger becomes a :class:`Request`, what came of it is an
-:data:`Outcome` or an exception of :mod:`spancat_daemon.errors`.
+Nothing here knows of threads, schedules or sockets: a trigger becomes a :class:`Request`, what came of it
+is an :data:`Outcome` or an exception of :mod:`spancat_daemon.errors`.
 """
 
 from __future__ import annotations
