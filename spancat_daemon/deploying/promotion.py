@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spancat_daemon.deploying.snapshot import still_live
-from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, overwrite_details
+from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, measured, overwrite_details
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import rejects
 from spancat_daemon.release.history import rfc3339
@@ -103,10 +103,7 @@ def promote(
             },
             durability=tools.durability,
             monotonic=tools.monotonic,
-            finish=lambda swap_s: {
-                "swap_s": round(swap_s, 6),
-                "total_s": round(tools.monotonic() - began, 6),
-            },
+            finish=measured(tools.monotonic, began),
         )
     finally:
         discard(staged)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, overwrite_details
+from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, measured, overwrite_details
 from spancat_daemon.errors import SpancatDaemonError, UsageError
 from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.release.swap import Swapped, make_live
@@ -112,10 +112,7 @@ def go_back(
         },
         durability=tools.durability,
         monotonic=tools.monotonic,
-        finish=lambda swap_s: {
-            "swap_s": round(swap_s, 6),
-            "total_s": round(tools.monotonic() - began, 6),
-        },
+        finish=measured(tools.monotonic, began),
     )
 
 

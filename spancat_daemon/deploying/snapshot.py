@@ -17,9 +17,10 @@ from spancat_daemon.checkpoint.progress import progress
 from spancat_daemon.checkpoint.settle import Unsettled, examine
 from spancat_daemon.checkpoint.tree import Source
 from spancat_daemon.deploying.refusal import keep_refused, refuse_known
-from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, overwrite_details
+from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, measured, overwrite_details
 from spancat_daemon.errors import Moved, RolledBack
 from spancat_daemon.release.durability import DURABLE, Durability
+from spancat_daemon.release.history import rfc3339
 from spancat_daemon.release.manifest import Manifest, release_id
 from spancat_daemon.release.staging import discard, seal, stage
 from spancat_daemon.release.swap import Swapped, publish
@@ -268,10 +269,7 @@ def take(
             },
             durability=tools.durability,
             monotonic=tools.monotonic,
-            finish=lambda swap_s: {
-                "swap_s": round(swap_s, 6),
-                "total_s": round(tools.monotonic() - request.since_s, 6),
-            },
+            finish=measured(tools.monotonic, request.since_s),
         )
     finally:
         discard(staged)  # what became a release, or was kept as rejected, is no longer there to discard
@@ -324,7 +322,7 @@ def _describe(
         id=release_id(sequence, created, staged.content_sha256),
         sequence=sequence,
         rule=target.rule,
-        created_at=created.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        created_at=rfc3339(created),
         trigger=request.trigger,
         forced=request.forced,
         changed=live is None or live.manifest.content_sha256 != staged.content_sha256,

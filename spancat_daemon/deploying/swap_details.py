@@ -5,11 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from spancat_daemon.config.model import Watch
     from spancat_daemon.release.manifest import Manifest
 
 UNMEASURED: Final = {"swap_s": None, "total_s": None}
 """What a commit says until its end is known, and for good if recovery has to make it from the intent."""
+
+
+def measured(monotonic: Callable[[], float], since_s: float) -> Callable[[float], dict[str, float]]:
+    """What becomes of `UNMEASURED` at the end of a swap: a function of the seconds of the swap itself.
+
+    Args:
+        monotonic: seconds that never step.
+        since_s: when all of it began, by that.
+    """
+    return lambda swap_s: {"swap_s": round(swap_s, 6), "total_s": round(monotonic() - since_s, 6)}
 
 
 def follow_up(watch: Watch, *, back: bool = False) -> dict[str, Any]:

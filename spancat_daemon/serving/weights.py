@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgpack  # type: ignore[import-untyped]  # it ships without types
 
+from spancat_daemon.checkpoint.layout import FACTORIES
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.serving.faults import brief
 from spancat_daemon.serving.forks import locks
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from spancat_daemon.release.survey import Release
     from spancat_daemon.serving.listing import Held
-
-FACTORIES: Final = ("spancat", "spancat_singlelabel")
 
 _MODEL: Final = {"nodes", "attrs", "params", "shims"}
 
