@@ -6,14 +6,12 @@ the daemon's state directory.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-import orjson
-
 from spancat_daemon.config.model import IntervalSchedule
+from spancat_daemon.daemon.remembered import read_times, write_times
 from spancat_daemon.triggers.schedule import cron_trigger
 
 if TYPE_CHECKING:
@@ -33,17 +31,13 @@ class LastRuns:
     def __init__(self, path: Path) -> None:
         """Reads `path`, if it is there."""
         self._path = path
-        self._times: dict[str, str] = {}
-        with contextlib.suppress(OSError, orjson.JSONDecodeError):
-            content = orjson.loads(path.read_bytes())
-            if isinstance(content, dict):
-                self._times = {str(name): str(time) for name, time in content.items()}
+        self._times = read_times(path)
 
     def overdue(self, jobs: Sequence[Job], now: datetime) -> list[tuple[Job, datetime]]:
         """The jobs that were due since they last ran, each with the time; starts the count for new ones."""
         late: list[tuple[Job, datetime]] = []
         for job in jobs:
-            last = self._last(_name(job.key, force=job.schedule.force))
+            last = self._times.get(_name(job.key, force=job.schedule.force))
             if last is None:
                 self.mark(job.key, now, force=job.schedule.force)
             elif (due := _due_after(job.schedule, last)) is not None and due <= now:
@@ -52,18 +46,8 @@ class LastRuns:
 
     def mark(self, key: str, now: datetime, *, force: bool) -> None:
         """Remembers that a schedule of `key` ran; a full disk makes it forget, no more."""
-        self._times[_name(key, force=force)] = now.astimezone(UTC).isoformat()
-        fresh = self._path.with_name(f"{self._path.name}.new")
-        with contextlib.suppress(OSError):
-            fresh.write_bytes(orjson.dumps(self._times, option=orjson.OPT_SORT_KEYS))
-            fresh.replace(self._path)
-
-    def _last(self, name: str) -> datetime | None:
-        try:
-            last = datetime.fromisoformat(self._times[name])
-        except (KeyError, ValueError):
-            return None
-        return last if last.tzinfo is not None else None
+        self._times[_name(key, force=force)] = now
+        write_times(self._path, self._times)
 
 
 def _name(key: str, *, force: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -12,8 +11,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-import orjson
-
+from spancat_daemon.daemon.remembered import read_times, write_times
 from spancat_daemon.errors import SpancatDaemonError, Vanished
 from spancat_daemon.release import lease
 from spancat_daemon.release.manifest import BadManifest
@@ -84,14 +82,7 @@ class LastScrubs:
     def __init__(self, path: Path) -> None:
         """Reads `path`, if it is there."""
         self._path = path
-        self._times: dict[str, datetime] = {}
-        with contextlib.suppress(OSError, orjson.JSONDecodeError):
-            content = orjson.loads(path.read_bytes())
-            for name, time_ in content.items() if isinstance(content, dict) else ():
-                with contextlib.suppress(ValueError):
-                    read = datetime.fromisoformat(str(time_))
-                    if read.tzinfo is not None:
-                        self._times[name] = read
+        self._times = read_times(path)
 
     def last(self, folder: DeploymentFolder, now: datetime) -> datetime | None:
         """When a folder was scrubbed, else when its oldest release was made; None if it has none.
@@ -113,11 +104,7 @@ class LastScrubs:
         self._times[_name(folder)] = now
         kept = set(map(_name, among))
         self._times = {name: last for name, last in self._times.items() if name in kept}
-        content = {name: last.astimezone(UTC).isoformat() for name, last in self._times.items()}
-        fresh = self._path.with_name(f"{self._path.name}.new")
-        with contextlib.suppress(OSError):
-            fresh.write_bytes(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
-            fresh.replace(self._path)
+        write_times(self._path, self._times)
 
 
 class Scrubber:
