@@ -136,9 +136,9 @@ class _Examined:
         subject, live = request["subject"], request.get("live")
         probes, gold, latency = request.get("probes") or [], request.get("gold"), request.get("latency")
         self._path, self._failing = subject["path"], "spacy.load fails"
-        nlp, pipe = loading.load(subject, spacy)
+        nlp, pipe, found = loading.load(subject, spacy)
         self._refuse_newer()
-        self.answer.update(loading.describe(nlp, pipe))
+        self.answer.update(found)
         self._failing = "it loads, but does not predict"
         loading.check_predicts(nlp, pipe)
         if probes:
@@ -195,7 +195,8 @@ class _Examined:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return loading.load(live, spacy)
+                nlp, pipe, _ = loading.load(live, spacy)
+                return nlp, pipe
         except MemoryError:
             raise  # or a hungry snapshot would get rid of what it is compared with
         except BaseException as error:  # noqa: BLE001  # what the live one does is not held against this one

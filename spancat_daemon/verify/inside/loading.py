@@ -46,8 +46,11 @@ class Unusable(Exception):  # noqa: N818  # a verdict on what examines, not on w
     """What the release was to be examined with is of no use, so that nothing is known of the release."""
 
 
-def load(subject: dict[str, Any], spacy: Any) -> tuple[Any, Any]:
-    """Load the pipeline of a subject and return it with its span categorizer.
+def load(subject: dict[str, Any], spacy: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Load the pipeline of a subject.
+
+    Returns:
+        It, its span categorizer, and what there is to say of that under the keys of the verdict.
 
     Raises:
         Unfit: it isn't what the subject says of it. What spaCy itself raises is passed on.
@@ -58,7 +61,7 @@ def load(subject: dict[str, Any], spacy: Any) -> tuple[Any, Any]:
         others = ", ".join(nlp.component_names)
         raise Unfit(f"it loads, but has no component {name!r}, only: {others}")
     pipe = nlp.get_pipe(name)
-    found = describe(nlp, pipe)
+    found = _described(pipe)
     if found["model_sha256"] != subject["model_sha256"]:
         raise Unfit(f"it loads, but the model of {name!r} is then not the one in model.bin")
     for key in ("labels", "spans_key", "threshold"):
@@ -66,11 +69,10 @@ def load(subject: dict[str, Any], spacy: Any) -> tuple[Any, Any]:
         if expected is not None and not _same(found[key], expected):
             verb = "are" if key == "labels" else "is"
             raise Unfit(f"it loads, but {key} of {name!r} {verb} {found[key]!r}, not {_plain(expected)!r}")
-    return nlp, pipe
+    return nlp, pipe, found
 
 
-def describe(nlp: Any, pipe: Any) -> dict[str, Any]:  # noqa: ARG001  # what there is to say may need both
-    """Return what there is to say of a span categorizer, under the keys of the verdict."""
+def _described(pipe: Any) -> dict[str, Any]:
     threshold = pipe.cfg.get("threshold")
     return {
         "labels": [str(label) for label in pipe.labels],
