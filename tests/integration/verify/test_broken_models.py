@@ -14,8 +14,7 @@ import spacy
 from spacy.vectors import Vectors
 from thinc.api import fix_random_seed
 
-from spancat_daemon.verify.child import LoaderProcess
-from spancat_daemon.verify.verdict import Examination, LoadVerdict, Probe, Span
+from spancat_daemon.verify.verdict import LoadVerdict, Probe, Span
 from tests.examining import subject_of
 from tests.pipelines import (
     VARIANTS,
@@ -29,26 +28,10 @@ from tests.pipelines import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from spacy.language import Language
-
-    from spancat_daemon.verify.verdict import Subject
-
-
-@pytest.fixture(scope="module")
-def loader() -> Iterator[LoaderProcess]:
-    with LoaderProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def examine(loader: LoaderProcess) -> Callable[..., LoadVerdict]:
-    def ask(subject: Subject, **more: Any) -> LoadVerdict:
-        return loader.ask(Examination(subject=subject, **more), timeout_s=120)
-
-    return ask
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from spacy.training import Corpus, Example
 from thinc.api import Config
 
 from spancat_daemon.config.model import Gate
-from spancat_daemon.verify.child import LoaderProcess
 from spancat_daemon.verify.gates import Candidate, judge
 from spancat_daemon.verify.inside import loading, probing, scoring, timing
 from spancat_daemon.verify.inside.loading import Unfit
-from spancat_daemon.verify.verdict import Evaluated, Examination, LoadVerdict, Probe, Probed, Span, Timed
+from spancat_daemon.verify.verdict import Evaluated, LoadVerdict, Probe, Probed, Span, Timed
 from tests.examining import subject_of
 from tests.pipelines import _examples, build, predictions, texts, train_more
 
@@ -27,25 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spancat_daemon.release.manifest import Manifest
-    from spancat_daemon.verify.verdict import Subject
 
 ACME = "Acme Corp opened an office in Berlin."
 MISPLACED = "does not begin and end with tokens"
 GIVES = "it gives [0, 9] ORG 'Acme Corp', [30, 36] PLACE 'Berlin'"
-
-
-@pytest.fixture(scope="module")
-def loader() -> Iterator[LoaderProcess]:
-    with LoaderProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def examine(loader: LoaderProcess) -> Callable[..., LoadVerdict]:
-    def ask(subject: Subject, **more: Any) -> LoadVerdict:
-        return loader.ask(Examination(subject=subject, **more), timeout_s=120)
-
-    return ask
 
 
 @pytest.fixture
