@@ -198,6 +198,6 @@ def test_what_goes_live_while_another_is_verified_makes_it_be_verified_again(tmp
             lambda event: event["event"] == "release.overwrite" and event["trigger"] == "change", since=since
         )
         assert third["previous_release"] == back.stdout.strip()
-        started = [event for event in daemon.events if event["event"] == "snapshot.started"]
-        assert len(started) >= 4
+        # It was staged once more, after what it had been compared with was gone
+        assert [event for event in daemon.events[since:] if event["event"] == "snapshot.started"]
     sound(tmp_path / "models/products")
