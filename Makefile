@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint coverage bench lock clean
+.PHONY: help setup demo test faults lint coverage bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,13 +30,13 @@ setup: $(STAMP)  ## the environment in .venv, as requirements.lock pins it
 demo: $(STAMP)  ## train a tiny spancat for real and deploy it while it trains (ARGS=--keep keeps its folder)
 	@exec $(BIN)/spancat-daemon demo $(ARGS)
 
-# All tests but the benchmarks: side by side, then those that must have the machine to themselves. $(1) shows the
-# coverage of both. Exit status 5, nothing was selected, as by ARGS='-k idle', counts only if it is so in both.
+# All tests but the benchmarks and the long ones of `faults`: side by side, then those that must have the machine to
+# themselves. $(1) shows the coverage of both. Exit status 5, nothing was selected, as by ARGS='-k idle', counts only if it is so in both.
 define run_tests
 beside=0 alone=0
-$(BIN)/pytest -m "not benchmark and not alone" -n $(WORKERS) --maxprocesses=8 --dist=worksteal --cov --cov-report= $(ARGS) || beside=$$?
+$(BIN)/pytest -m "not benchmark and not exhaustive and not alone" -n $(WORKERS) --maxprocesses=8 --dist=worksteal --cov --cov-report= $(ARGS) || beside=$$?
 case $$beside in 0|1|5) ;; *) exit $$beside ;; esac
-$(BIN)/pytest -m "not benchmark and alone" --cov --cov-append --cov-report= $(ARGS) || alone=$$?
+$(BIN)/pytest -m "not benchmark and not exhaustive and alone" --cov --cov-append --cov-report= $(ARGS) || alone=$$?
 case $$alone in 0|1|5) ;; *) exit $$alone ;; esac
 $(1)
 case $$beside$$alone in 00|05|50) ;; *1*) exit 1 ;; *) exit 5 ;; esac
@@ -44,6 +44,19 @@ endef
 
 test: lint  ## the checks of `lint`, then all tests, with coverage
 	@$(call run_tests,$(BIN)/coverage report)
+
+# The counts that the suites keep of themselves; the table of docs/reliability.md is made of them.
+FAULTS := .faults.jsonl
+
+faults: $(STAMP)  ## every case of every fault of tests/faults, which takes hours, and the table of what was tried
+	@rm -f $(FAULTS)
+	export SPANCAT_DAEMON_FAULT_REPORT="$(CURDIR)/$(FAULTS)"
+	failed=0
+	$(BIN)/pytest -m "(exhaustive or not exhaustive) and not alone" --timeout=7200 -n $(WORKERS) --maxprocesses=8 --dist=worksteal tests/faults $(ARGS) || failed=$$?
+	case $$failed in 0|5) ;; *) exit $$failed ;; esac
+	$(BIN)/pytest -m "(exhaustive or not exhaustive) and alone" --timeout=7200 tests/faults $(ARGS) || failed=$$?
+	case $$failed in 0|5) ;; *) exit $$failed ;; esac
+	$(BIN)/python -m tests.faults.report $(FAULTS)
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -66,7 +79,7 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (Python 3.11 to 3.1
 		--output-file requirements.lock pyproject.toml
 
 clean:  ## remove the environment and everything that tools left behind
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* coverage.xml htmlcov dist build
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* $(FAULTS) coverage.xml htmlcov dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml
