@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import msgpack  # type: ignore[import-untyped]  # it has no types, nor stubs
 
 from spancat_daemon.checkpoint.needs import needed_pipes
 from spancat_daemon.checkpoint.reduce import USE_PIPELINE, reduce_config, reduce_meta, reduce_metrics
+from spancat_daemon.checkpoint.standalone import Derivation, derivation_for
 from spancat_daemon.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from spancat_daemon.checkpoint.layout import Layout, SpanCategorizer
     from spancat_daemon.checkpoint.settle import Settled
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 RESERVED: Final = frozenset({"model.bin", "release.json"})
 """What a release adds to a pipeline; never taken from a checkpoint (which may be another release)."""
+
+Contents = Literal["pipeline", "component", "standalone"]
 
 # spaCy's trainer copies this one right after scoring it (spacy/training/loop.py, DIR_MODEL_BEST); model-last
 # is saved once more at the end of a training, with the scores of an earlier step, and other folders by
@@ -63,6 +66,7 @@ class Plan:
         metrics: the scores in meta.json that concern the release's pipes.
         metrics_may_be_stale: whether they can be of an earlier state of the training than the weights.
         model_file: the file that ``model.bin`` becomes a hard link of.
+        derivation: what is to be made of the files before they are a release; None: nothing, they are one.
     """
 
     files: tuple[Planned, ...]
@@ -77,17 +81,19 @@ class Plan:
     metrics: Mapping[str, Any]
     metrics_may_be_stale: bool
     model_file: str
+    derivation: Derivation | None = None
 
 
-def plan(settled: Settled, *, contents: Literal["pipeline", "component"], component: str = "auto") -> Plan:
+def plan(settled: Settled, *, contents: Contents, component: str = "auto") -> Plan:
     """Decide what goes into a release of this checkpoint.
 
-    With ``contents = "component"`` it reads config.cfg, meta.json and the patterns of attribute rulers; the
-    result is the same for the same files.
+    Unless all of it does it reads config.cfg, meta.json, the component's cfg and the patterns of attribute
+    rulers; the result is the same for the same files.
 
     Args:
         settled: the checkpoint.
-        contents: all of it, or only the span categorizer with what it needs to predict the same.
+        contents: all of it; only the span categorizer with what it needs to predict the same; or that one
+            alone, with a copy of what it listens to, if it does: then the plan is of what that is made of.
         component: the span categorizer's name; "auto": the only one.
 
     Raises:
@@ -96,6 +102,7 @@ def plan(settled: Settled, *, contents: Literal["pipeline", "component"], compon
     """
     chosen = _choose(settled, component)
     model_file = f"{chosen.name}/model"
+    derivation = None
     if model_file not in settled.tree.by_path:
         _reject(settled, model_file, "is missing", "only a span categorizer with a model can be deployed")
     layout = settled.layout
@@ -107,6 +114,8 @@ def plan(settled: Settled, *, contents: Literal["pipeline", "component"], compon
             names, rulers = needed_pipes(layout, chosen)
             _check_rulers(settled, chosen, rulers)
             files = _reduced(settled, layout, names)
+            if contents == "standalone":
+                derivation = derivation_for(settled, chosen, names)
         metrics = reduce_metrics(layout.metrics, layout, names)
     return Plan(
         files=tuple(sorted(files, key=lambda file: file.path)),
@@ -121,6 +130,34 @@ def plan(settled: Settled, *, contents: Literal["pipeline", "component"], compon
         metrics=metrics,
         metrics_may_be_stale=bool(metrics) and settled.source.path.name != _SCORED,
         model_file=model_file,
+        derivation=derivation,
+    )
+
+
+def standing_alone(plan: Plan, copies: Iterable[Planned], model: bytes) -> Plan:
+    """Plan the release of a span categorizer alone.
+
+    Args:
+        plan: the one with a derivation.
+        copies: its files, where they are staged.
+        model: what the derivation came to.
+    """
+    derivation = plan.derivation
+    assert derivation is not None  # noqa: S101  # whoever has a model had one derived
+    written = {"config.cfg": derivation.config, "meta.json": derivation.meta, plan.model_file: model}
+    files = [
+        file for file in copies if file.path not in written and file.path.split("/")[0] != derivation.upstream
+    ]
+    files += [
+        Planned(path, source=None, data=data, proof=derivation.proof if path == plan.model_file else None)
+        for path, data in written.items()
+    ]
+    return replace(
+        plan,
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        pipeline=(plan.component,),
+        metrics=derivation.metrics,
+        derivation=None,
     )
 
 
@@ -149,7 +186,7 @@ def _copied(settled: Settled, files: tuple[SourceFile, ...]) -> list[Planned]:
     return [
         Planned(file.path, source=file, data=None, proof=settled.proofs[file.path])
         for file in files
-        if file.path not in RESERVED
+        if file.path in settled.proofs and file.path not in RESERVED
     ]
 
 

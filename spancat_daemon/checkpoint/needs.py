@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from spancat_daemon.checkpoint.configuration import resolve
 from spancat_daemon.checkpoint.layout import FACTORIES
-from spancat_daemon.checkpoint.reduce import USE_PIPELINE, spans_key_of
+from spancat_daemon.checkpoint.reduce import USE_COMPONENT, USE_PIPELINE, spans_key_of
 from spancat_daemon.errors import Rejected
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ _HARMLESS: Final = FACTORIES | {
     "transformer",
 }
 _RULER: Final = "attribute_ruler"
+_LISTENER: Final = "spacy.Tok2VecListener."
 _DEEPEST: Final = 16
 
 
@@ -90,6 +91,37 @@ def needed_pipes(layout: Layout, component: SpanCategorizer) -> tuple[tuple[str,
                 f"{pipe.name!r} (factory {pipe.factory!r}) runs before it and may change what it reads",
             )
     return kept, tuple(rulers)
+
+
+def needed_copy(layout: Layout, component: SpanCategorizer, kept: tuple[str, ...]) -> tuple[str, str] | None:
+    """Find what a component must have a copy of to do without the other pipes that it needs.
+
+    Args:
+        layout: the pipeline's.
+        component: which.
+        kept: what `needed_pipes` found.
+
+    Returns:
+        The pipe whose model is to be copied, and where to: the path of the listener within the component's
+        configuration, such as ``model.tok2vec``. None if it needs no other pipe.
+
+    Raises:
+        Rejected: a copy of one pipe's model is not all that it needs.
+    """
+    others = [layout.components[name] for name in kept if name != component.name]
+    if not others:
+        return None
+    if len(others) > 1:
+        names = ", ".join(repr(pipe.name) for pipe in others)
+        _refuse_alone(component, f"it needs {names}, and can have a copy of one of them only")
+    (upstream,) = others
+    listeners = [item for item in _architectures(layout, component.sections) if "Listener" in item[1]]
+    if upstream.factory != "tok2vec" or component.listens_to != (upstream.name,):
+        what = f"{upstream.name!r} (factory {upstream.factory!r})"
+        _refuse_alone(component, f"it needs {what}, and can have a copy of a tok2vec only")
+    if len(listeners) != 1 or not listeners[0][1].startswith(_LISTENER):
+        _refuse_alone(component, f"how it listens to {upstream.name!r} is not known")
+    return upstream.name, listeners[0][0]
 
 
 class _Needs:
@@ -159,6 +191,22 @@ class _Needs:
             yield key, value
             if isinstance(value, dict) and depth < _DEEPEST:
                 yield from self._values(value, depth + 1)
+
+
+def _architectures(
+    layout: Layout, section: Mapping[str, Any], path: str = "", depth: int = 0
+) -> Iterator[tuple[str, str]]:
+    """Yield the path of each section with an architecture, and its name, references followed."""
+    for key, raw in section.items():
+        value = resolve(layout.config, raw)
+        if key == "@architectures":
+            yield path, str(value)
+        elif isinstance(value, dict) and depth < _DEEPEST:
+            yield from _architectures(layout, value, f"{path}.{key}" if path else key, depth + 1)
+
+
+def _refuse_alone(pipe: Component, why: str) -> NoReturn:
+    raise Rejected(f"{pipe.name!r} can't be made standalone: {why}", hint=USE_COMPONENT)
 
 
 def _refuse(pipe: Component, why: str) -> NoReturn:

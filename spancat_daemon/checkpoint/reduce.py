@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 from spancat_daemon.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from spancat_daemon.checkpoint.layout import Component, Layout
 
 USE_PIPELINE: Final = 'set contents = "pipeline" to deploy all of it'
+USE_COMPONENT: Final = 'set contents = "component" to deploy it with the pipes that it needs'
+
+_Sections = dict[str, dict[str, str]]
 
 # Lists of pipe names, by section and key.
 _LISTS: Final = (
@@ -62,29 +65,28 @@ def reduce_config(data: bytes, layout: Layout, kept: Collection[str]) -> bytes:
     Raises:
         Rejected: something that stays refers to a pipe that goes.
     """
-    parser = _parse(data.decode("utf-8"))
-    names = set(layout.pipeline) | _named(parser)
-    dropped = names - set(kept)
-    foreign = _foreign_scores(layout, kept)
-    sections: dict[str, dict[str, str]] = {}
-    for section in parser.sections():
-        if _belongs_to(section, dropped):
-            continue
-        sections[section] = {
-            key: _without(section, key, text, dropped)
-            for key, text in parser.items(section)
-            if not (section == _SCORE_WEIGHTS and foreign(key))
-        }
-    _refuse_references(sections, dropped)
-    text = "".join(_section_text(name, values) for name, values in sections.items())
-    read_back = _parse(text)
-    if {name: dict(read_back.items(name)) for name in read_back.sections()} != sections:
-        raise Rejected(
-            "can't be written without the other pipes' sections and read back the same",
-            where="config.cfg",
-            hint=USE_PIPELINE,
-        )
-    return text.encode()
+    return _reduced(_parse(data.decode("utf-8")), layout, kept)
+
+
+def standalone_config(data: bytes, layout: Layout, component: str, upstream: str, listener: str) -> bytes:
+    """Write config.cfg of a component alone, with a copy of another pipe's model in place of its listener.
+
+    Args:
+        data: config.cfg.
+        layout: the pipeline's.
+        component: the only pipe of the result.
+        upstream: the pipe whose model is copied.
+        listener: path of the listener in the component's configuration, such as ``model.tok2vec``.
+
+    Raises:
+        Rejected: the two are not sections of it, or something refers to a pipe that goes.
+    """
+    sections = _parse(data.decode("utf-8"))
+    model, place = f"components.{upstream}.model", f"components.{component}.{listener}"
+    for section in (model, place):
+        if section not in sections:
+            raise Rejected(f"has no section [{section}]", where="config.cfg", hint=USE_COMPONENT)
+    return _reduced(_grafted(sections, model, place), layout, (component,))
 
 
 def reduce_meta(data: bytes, layout: Layout, kept: Collection[str]) -> bytes:
@@ -108,7 +110,54 @@ def reduce_metrics(metrics: Mapping[str, Any], layout: Layout, kept: Collection[
     return {name: value for name, value in metrics.items() if not foreign(name)}
 
 
-def _parse(text: str) -> configparser.RawConfigParser:
+def _reduced(before: _Sections, layout: Layout, kept: Collection[str]) -> bytes:
+    dropped = (set(layout.pipeline) | _named(before)) - set(kept)
+    foreign = _foreign_scores(layout, kept)
+    sections = {
+        section: {
+            key: _without(section, key, text, dropped)
+            for key, text in values.items()
+            if not (section == _SCORE_WEIGHTS and foreign(key))
+        }
+        for section, values in before.items()
+        if not _belongs_to(section, dropped)
+    }
+    _refuse_references(sections, dropped)
+    text = "".join(_section_text(name, values) for name, values in sections.items())
+    if _parse(text) != sections:
+        raise Rejected(
+            "can't be written without the other pipes' sections and read back the same",
+            where="config.cfg",
+            hint=USE_PIPELINE,
+        )
+    return text.encode()
+
+
+def _grafted(sections: _Sections, model: str, place: str) -> _Sections:
+    """Put a copy of one section, with those below it, in the place of another; references follow it."""
+    copies = {
+        place + name.removeprefix(model): values
+        for name, values in sections.items()
+        if _is_within(name, model)
+    }
+    found: _Sections = {}
+    for name, values in sections.items():
+        if name == place:
+            found.update(copies)
+        elif not _is_within(name, place):
+            found[name] = values
+    old = re.compile(r"\$\{" + "[.:]".join(map(re.escape, model.split("."))) + r"(?=[.:}])")
+    return {
+        name: {key: old.sub(lambda _: "${" + place, text) for key, text in values.items()}
+        for name, values in found.items()
+    }
+
+
+def _is_within(section: str, outer: str) -> bool:
+    return section == outer or section.startswith(f"{outer}.")
+
+
+def _parse(text: str) -> _Sections:
     parser = configparser.RawConfigParser(default_section="")  # [DEFAULT] has no meaning to spaCy
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
     try:
@@ -116,15 +165,16 @@ def _parse(text: str) -> configparser.RawConfigParser:
     except configparser.Error as error:
         problem = error.message.splitlines()[0]
         raise Rejected(f"is not a spaCy configuration: {problem}", where="config.cfg") from None
-    return parser
+    return {section: dict(parser.items(section)) for section in parser.sections()}
 
 
-def _named(parser: configparser.RawConfigParser) -> set[str]:
+def _named(sections: Iterable[str]) -> set[str]:
     """Names with a section of their own; the pipeline needn't run them all."""
     prefixes = tuple(f"{parent}." for parent in _BY_NAME)
-    sections = (name for name in parser.sections() if name.startswith(prefixes))
     return {
-        next(name.removeprefix(p) for p in prefixes if name.startswith(p)).split(".")[0] for name in sections
+        next(name.removeprefix(p) for p in prefixes if name.startswith(p)).split(".")[0]
+        for name in sections
+        if name.startswith(prefixes)
     }
 
 
