@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from spancat_daemon.checkpoint.configuration import resolve
 from spancat_daemon.checkpoint.settle import file_clock_ns
+from spancat_daemon.checkpoint.spool import ENTRY_NAME, read_entry
 from spancat_daemon.errors import Moved
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ class Progress:
 def progress(source: Source, layout: Layout, *, writer: Writer = "spacy") -> Progress:
     """Tell how far the training was when it saved the checkpoint.
 
-    A step in meta.json is believed. Else times tell whether it is the first save of its training, which is
-    step 0; if not, a model-best is at least as far as the second evaluation, and a model-last, which an
-    interrupted training saves once more at any moment, at least at step 1.
+    An entry of a spool says so, and a step in meta.json is believed. Else times tell whether it is the first
+    save of its training, which is step 0; if not, a model-best is at least as far as the second evaluation,
+    and a model-last, which an interrupted training saves once more at any moment, at least at step 1.
 
     To be called on a settled checkpoint before ``source.unchanged`` proves that its files stayed as they
     were.
@@ -75,8 +76,12 @@ def progress(source: Source, layout: Layout, *, writer: Writer = "spacy") -> Pro
         writer: who writes it; unless it is spaCy, times tell nothing.
 
     Raises:
+        Rejected: what an entry of a spool says can't be understood.
         Moved: its files are gone, or it is a copy that is just being finished.
     """
+    if writer == "spool":
+        step = read_entry(source, source.scan()).step
+        return Progress(step, step, f"its {ENTRY_NAME} says so")
     written = layout.meta.get(META_KEY)
     if isinstance(written, dict) and "step" in written:
         return _written(written["step"])

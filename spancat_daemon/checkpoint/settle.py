@@ -2,7 +2,8 @@
 
 spaCy writes a pipeline file by file, in place, ``vocab/lookups.bin`` last (`Language.to_disk`). So whenever a
 save is under way, or was cut off for ever, some file is missing or a file is newer than one that spaCy writes
-after it. Copies that keep times (``copytree`` to model-best) keep the order too.
+after it. Copies that keep times (``copytree`` to model-best) keep the order too. An entry of a spool carries
+the digests of its files, and needs no order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from spancat_daemon.checkpoint.layout import (
     read_outline,
     with_span_categorizers,
 )
+from spancat_daemon.checkpoint.spool import ENTRY_NAME, check_promises, missing, read_entry
 from spancat_daemon.checkpoint.wholeness import proof_for
 from spancat_daemon.errors import Rejected
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from spancat_daemon.checkpoint.tree import Source, SourceFile, Tree
     from spancat_daemon.checkpoint.wholeness import ProofFactory
 
-Writer = Literal["spacy", "any"]
+Writer = Literal["spacy", "any", "spool"]
 
 # In every pipeline, whatever its components: enough to see most saves under way without parsing anything.
 _BEFORE_PIPES = ("tokenizer", "meta.json", "config.cfg")
@@ -68,7 +70,8 @@ class Settled:
         source: still open; whoever opened it closes it.
         tree: as it was proven.
         newest_ns: the newest mtime of its files: when the trainer finished, by the file system's clock.
-        proofs: what each file's bytes must prove while they are copied, by relative path; every file has one.
+        proofs: what each file's bytes must prove while they are copied, by relative path; what has none is no
+            part of the pipeline.
     """
 
     source: Source
@@ -110,8 +113,9 @@ def examine(
 
     Args:
         source: the checkpoint.
-        writer: ``spacy``: proven by the order of times. ``any``: by a quiet time of ``settle_s``.
-        settle_s: that quiet time, seconds; unused with ``spacy``.
+        writer: ``spacy``: proven by the order of times. ``any``: by a quiet time of ``settle_s``. ``spool``:
+            by the digests that the entry promises.
+        settle_s: that quiet time, seconds; unused with others.
         now_ns: the wall clock that stamps files, `file_clock_ns`; a finer one would be ahead of the stamp of
             a write that is still to come, and prove nothing.
         previous: what the last look saw (`Unsettled.tree`), if there was one.
@@ -127,16 +131,22 @@ def examine(
     # Before the scan: then a write after the scan can't carry a stamp from before this tick.
     now = now_ns()
     tree = source.scan()
-    found = _incomplete(tree, _ALWAYS)
+    found = _incomplete(tree, (ENTRY_NAME, *_ALWAYS) if writer == "spool" else _ALWAYS)
     if found is None and writer == "spacy":
         found = _disorder(tree, [_present(tree, (path,)) for path in (*_BEFORE_PIPES, *_AFTER_PIPES)])
-    if found is None:
-        found = _young(tree, now, previous, unchanged_s) if writer == "spacy" else None
     if found is None and writer == "any":
         found = _restless(tree, now, settle_s, previous, unchanged_s)
+    elif found is None:
+        found = _young(tree, now, previous, unchanged_s)
     if found is not None:
         return found
     with _placed(source, tree):
+        entry = read_entry(source, tree) if writer == "spool" else None
+        if entry is not None:
+            lacking = missing(entry, tree)
+            if lacking is not None:
+                return Unsettled(f"{lacking} is missing", lacking, "incomplete", None, tree)
+            check_promises(entry, source, tree)
         outline = _outline(source, tree)
         found = _incomplete(tree, expected_files(outline))
         if found is None and writer == "spacy":
@@ -145,6 +155,8 @@ def examine(
             return found
         layout = with_span_categorizers(outline, _cfgs(source, tree, outline))
     proofs = {file.path: proof_for(file.path, layout) for file in tree.files}
+    if entry is not None:
+        proofs = entry.proofs(proofs)
     newest_ns = max(file.stamp.mtime_ns for file in tree.files)
     return Settled(source=source, tree=tree, layout=layout, newest_ns=newest_ns, proofs=proofs)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 from spancat_daemon.errors import Moved, Rejected, Vanished
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
@@ -101,11 +102,13 @@ class Source:
     Attributes:
         path: where it was opened, for messages.
         fd: the directory's descriptor, valid until `close`.
+        has_successor: whether its place is taken when it is removed: then that is `Moved`, not `Vanished`.
     """
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, *, has_successor: bool = False) -> None:
         self.path = path
         self.fd = fd
+        self.has_successor = has_successor
 
     @classmethod
     def open(cls, path: Path) -> Source:
@@ -126,6 +129,40 @@ class Source:
         except OSError as error:
             _give_up(error, str(path))
         return cls(path, fd)
+
+    def below(self, name: str, *, has_successor: bool = False) -> Source:
+        """Open one of its own directories by itself; a link is not one.
+
+        Raises:
+            Vanished: there is nothing of that name.
+            Rejected: it is not a directory, or may not be opened.
+        """
+        path = self.path / name
+        try:
+            fd = os.open(name, _OPEN_DIRECTORY, dir_fd=self.fd)
+        except FileNotFoundError:
+            raise Vanished("there is no checkpoint (yet)", where=str(path)) from None
+        except OSError as error:
+            if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+                raise Rejected(
+                    "is not a directory, and links are not followed here", where=str(path), hint="remove it"
+                ) from None
+            _give_up(error, str(path))
+        return Source(path, fd, has_successor=has_successor)
+
+    def last_name(self, pattern: re.Pattern[str]) -> str | None:
+        """The greatest of the names in it that are `pattern` as a whole; None if none is.
+
+        Raises:
+            Rejected: it can't be listed.
+            Moved: it was replaced meanwhile.
+            Vanished: it was removed.
+        """
+        try:
+            with os.scandir(self.fd) as entries:
+                return max((entry.name for entry in entries if pattern.fullmatch(entry.name)), default=None)
+        except OSError as error:
+            self._vanished_or_moved(error, "")
 
     def close(self) -> None:
         """Close the descriptor; harmless when closed already."""
@@ -148,7 +185,7 @@ class Source:
             Rejected: something that is neither file nor directory, a name that can't be published, a
                 directory that can't be read, or more than the limits above allow.
             Moved: something was replaced while it was looked at.
-            Vanished: the checkpoint's directory was removed.
+            Vanished: the checkpoint's directory was removed (Moved, if it has a successor).
         """
         files: list[SourceFile] = []
         directories: list[str] = []
@@ -299,7 +336,8 @@ class Source:
     def _check_present(self) -> None:
         # A removed directory stays readable through its descriptor, and is empty then.
         if os.fstat(self.fd).st_nlink == 0:
-            raise Vanished("the checkpoint was removed", where=str(self.path))
+            gone = Moved if self.has_successor else Vanished
+            raise gone("the checkpoint was removed", where=str(self.path))
 
     def _vanished_or_moved(self, error: OSError, path: str) -> NoReturn:
         self._check_present()

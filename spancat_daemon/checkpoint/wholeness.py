@@ -7,6 +7,7 @@ a checkpoint is foreign data, and its files can be cut off anywhere.
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import struct
 from collections.abc import Callable
@@ -83,6 +84,35 @@ class AnyProof:
 
     def finish(self) -> None:
         """The file ends here."""
+
+
+class DigestProof:
+    """The bytes are those that somebody promised, and what else is to be proven of them holds.
+
+    Args:
+        sha256: what was promised.
+        promised_by: the name of the file that did.
+        also: another proof of the same bytes.
+    """
+
+    def __init__(self, sha256: str, *, promised_by: str, also: Proof | None = None) -> None:
+        self._promised = sha256
+        self._promised_by = promised_by
+        self._also = also
+        self._digest = hashlib.sha256()
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self._digest.update(chunk)
+        if self._also is not None:
+            self._also.feed(chunk)
+
+    def finish(self) -> None:
+        """Compare."""
+        if self._also is not None:
+            self._also.finish()
+        if self._digest.hexdigest() != self._promised:
+            raise Rejected(f"is not what {self._promised_by} says any more")
 
 
 class JsonProof:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _IS_SHARE: Final = re.compile(r"|spans_.+_[fpr]")
 """Names of scores that go from 0 to 1; the empty one is the F-score of the span categorizer's key."""
 
+_SAVED_IN: Final = frozenset({"model-best", "model-last"})
+_OF_SPOOL: Final = frozenset({"new", "tmp"})
+
 
 def of_daemon(table: Mapping[str, Any]) -> Iterator[Finding]:
     """What is wrong in ``[daemon]``; keys that are wrong by themselves must have been taken out of it."""
@@ -53,6 +56,7 @@ def of_rule(at: Path, table: Mapping[str, Any], bad: AbstractSet[Path]) -> Itera
 
     if (*at, "writer") not in bad:
         yield from _settle(at, table)
+        yield from _spool(at, table)
     yield from _poll(at, table)
     yield from _keep((*at, "keep"), good("keep"))
     verify, gate = good("verify"), good("gate")
@@ -70,6 +74,22 @@ def _settle(at: Path, table: Mapping[str, Any]) -> Iterator[Finding]:
             (*at, "settle"),
             'settle goes with writer = "any"; what spaCy writes is proven whole and needs no quiet time',
             at_key=True,
+        )
+
+
+def _spool(at: Path, table: Mapping[str, Any]) -> Iterator[Finding]:
+    source = table.get("source")
+    if table.get("writer") != "spool" or not isinstance(source, str):
+        return
+    name = source.rstrip("/").rpartition("/")[2]
+    if name in _SAVED_IN:
+        yield Finding(
+            (*at, "source"),
+            f'{name} is what spaCy saves to; with writer = "spool" source is the spool beside it',
+        )
+    elif name in _OF_SPOOL:
+        yield Finding(
+            (*at, "source"), f'with writer = "spool" source is the spool itself, without the "{name}" in it'
         )
 
 

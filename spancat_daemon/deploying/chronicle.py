@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from spancat_daemon.release.history import History, Record
     from spancat_daemon.release.recovery import Recovered
 
-QUIET_TRIGGERS = frozenset({"change", "startup"})
+QUIET_TRIGGERS = frozenset({"change", "signal", "startup"})
 """Triggers that nobody waits for: finding nothing new again is not worth a line in the log."""
 
 

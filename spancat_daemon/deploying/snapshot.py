@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from spancat_daemon.checkpoint.contents import plan
 from spancat_daemon.checkpoint.progress import progress
 from spancat_daemon.checkpoint.settle import Unsettled, examine
-from spancat_daemon.checkpoint.tree import Source
+from spancat_daemon.checkpoint.spool import open_checkpoint
 from spancat_daemon.deploying.refusal import keep_refused, refuse_known
 from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, measured, overwrite_details
 from spancat_daemon.errors import Moved, RolledBack
@@ -171,7 +171,7 @@ def take(
         OSError: the deployment folder could not be written; nothing is live that was not before.
     """
     watch = target.watch
-    with Source.open(target.source) as source:
+    with open_checkpoint(target.source, writer=watch.writer) as source:
         settled = examine(
             source,
             writer=watch.writer,

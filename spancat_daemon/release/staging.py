@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import stat
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from spancat_daemon.checkpoint.contents import Plan, Planned
 from spancat_daemon.checkpoint.tree import Source, SourceFile, Stamp, shown
+from spancat_daemon.checkpoint.wholeness import DigestProof
 from spancat_daemon.errors import Rejected, SpancatDaemonError
 from spancat_daemon.release.copying import write_all
 from spancat_daemon.release.durability import DURABLE
@@ -268,7 +268,7 @@ def _plan_of(release: Release) -> Plan:
             path=path,
             source=_present(release, path),
             data=None,
-            proof=partial(_DigestProof, digest.sha256),
+            proof=partial(DigestProof, digest.sha256, promised_by="the manifest"),
         )
         for path, digest in manifest.files.items()
         if path != MODEL_NAME
@@ -298,21 +298,6 @@ def _present(release: Release, path: str) -> SourceFile:
     if not stat.S_ISREG(status.st_mode):
         raise Rejected("is not a file any more", where=where)
     return SourceFile(path, Stamp.of(status))
-
-
-class _DigestProof:
-    """The bytes are those that a manifest promises."""
-
-    def __init__(self, sha256: str) -> None:
-        self._promised = sha256
-        self._digest = hashlib.sha256()
-
-    def feed(self, chunk: bytes) -> None:
-        self._digest.update(chunk)
-
-    def finish(self) -> None:
-        if self._digest.hexdigest() != self._promised:
-            raise Rejected("is not what the manifest says any more")
 
 
 def _check_names(plan: Plan) -> None:
