@@ -13,10 +13,12 @@ from spancat_daemon.release.recovery import recover
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
+    from pathlib import Path
 
     from spancat_daemon.deploying.chronicle import Chronicle
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.folder import DeploymentFolder
+    from spancat_daemon.release.lock import Lock
     from spancat_daemon.release.swap import Kind
 
 
@@ -33,6 +35,7 @@ class Holding:
         chronicle: Chronicle,
         *,
         holder: str,
+        control: Path | None = None,
         kind: Callable[[], Kind],
         now: Callable[[], datetime],
         durability: Durability,
@@ -43,6 +46,7 @@ class Holding:
             folder: which.
             chronicle: told what recovery finds.
             holder: who holds it, for people.
+            control: the socket that the holder can be asked at.
             kind: how ``current`` is made where recovery finds it missing.
             now: the wall clock in UTC.
             durability: how bytes are made to stay.
@@ -51,13 +55,14 @@ class Holding:
         self._folder = folder
         self._chronicle = chronicle
         self._holder = holder
+        self._control = control
         self._kind = kind
         self._now = now
         self._durability = durability
         self._at_rest = threading.Condition(self.alone)
         self._in_staging: set[str] = set()
         self._held = ExitStack()
-        self._is_held: Callable[[], bool] = lambda: False
+        self._lock: Lock | None = None
         self._history: History | None = None
 
     def take(self) -> bool:
@@ -80,7 +85,7 @@ class Holding:
                 return False
             with ExitStack() as held:
                 self._folder.prepare(self._durability)
-                self._is_held = held.enter_context(self._folder.lock(self._holder))
+                self._lock = held.enter_context(self._folder.lock(self._holder, control=self._control))
                 self._history = held.enter_context(
                     History.open(self._folder.history_path, durability=self._durability, clock=self._now)
                 )
@@ -90,6 +95,13 @@ class Holding:
             if lost:
                 self._chronicle.held_anew(self._history.live)
             return True
+
+    def reachable_at(self, control: Path) -> None:
+        """Tells those who find the folder held where its holder can be asked from now on."""
+        with self.alone:
+            self._control = control
+            if self._lock is not None and self._is_held():
+                self._lock.reachable_at(control)
 
     def let_go(self) -> None:
         """Lets the folder go, once what was let out of `alone` has come back."""
@@ -169,6 +181,9 @@ class Holding:
             self._at_rest.notify_all()
         if self._history is not history or not self._is_held():
             raise Moved("the folder was let go while a snapshot was verified", where=str(self._folder.path))
+
+    def _is_held(self) -> bool:
+        return self._lock is not None and self._lock.is_held()
 
     def _forget_history(self) -> None:
         self._history = None

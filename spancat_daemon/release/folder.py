@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import orjson
-
 from spancat_daemon.errors import SpancatDaemonError, UsageError
 from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.history import History, rfc3339
+from spancat_daemon.release.lock import hold
 from spancat_daemon.release.manifest import parse_release_id
 from spancat_daemon.release.survey import (
     CURRENT,
@@ -32,9 +28,11 @@ from spancat_daemon.release.survey import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from spancat_daemon.release.durability import Durability
+    from spancat_daemon.release.lock import Lock
 
 __all__ = [
     "Current",
@@ -67,6 +65,7 @@ class DeploymentFolder:
         self.releases_path = path / RELEASES
         self.state_path = path / ".spancat-daemon"
         self.staging_path = self.state_path / "staging"
+        self.incoming_path = self.state_path / "incoming"
         self.trash_path = self.state_path / "trash"
         self.rejected_path = self.state_path / "rejected"
         self.pins_path = self.state_path / "pins"
@@ -95,6 +94,7 @@ class DeploymentFolder:
                 self.releases_path,
                 self.state_path,
                 self.staging_path,
+                self.incoming_path,
                 self.trash_path,
                 self.rejected_path,
                 self.pins_path,
@@ -105,61 +105,15 @@ class DeploymentFolder:
             path.mkdir(mode=0o755, exist_ok=True)  # another rule's may have the same folder above
             durability.sync_directory_at(path.parent)
 
-    @contextlib.contextmanager
     def lock(
-        self, holder: str, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> Iterator[Callable[[], bool]]:
-        """Hold the folder; the kernel lets go of it when the process ends, however it ends.
-
-        Yields whether it is still held: not if it, or the lock in it, was deleted, moved or replaced.
-
-        Args:
-            holder: what holds it, for people: a command.
-            clock: when it is taken, for people.
-
-        Raises:
-            FolderBusy: somebody else holds it; says who.
-            OSError: the folder is not prepared.
-        """
-        fd = self._locked()
-        try:
-            content = {
-                "pid": os.getpid(),
-                "command": holder,
-                "since": rfc3339(clock()),
-                "host": os.uname().nodename,
-            }
-            os.ftruncate(fd, 0)
-            with contextlib.suppress(OSError):  # a full disk: the lock itself is held
-                os.pwrite(fd, orjson.dumps(content) + b"\n", 0)
-            yield lambda: self._is_lock(fd)
-        finally:
-            os.close(fd)
-
-    def _is_lock(self, fd: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(fd), self.lock_path.lstat())
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-
-    def _locked(self) -> int:
-        while True:
-            fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if self._is_lock(fd):  # else deleted meanwhile: holding it excludes nobody
-                    return fd
-            except OSError as error:
-                holder = _read_holder(fd)
-                os.close(fd)
-                if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-                    raise
-                raise FolderBusy(
-                    f"is held by {holder}",
-                    where=str(self.path),
-                    hint="go through the running daemon, or stop it first",
-                ) from None
-            os.close(fd)
+        self,
+        holder: str,
+        *,
+        control: Path | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> AbstractContextManager[Lock]:
+        """Hold the folder, which is prepared; see `lock.hold`."""
+        return hold(self.path, self.lock_path, holder, since=rfc3339(clock()), control=control)
 
     def current_state(self) -> Current:
         """Say what ``current`` is; see `current_of`."""
@@ -331,11 +285,3 @@ def fitting(name: str, things: Sequence[_Thing], ids: Sequence[str]) -> list[_Th
 def _must_be_id(release_id: str) -> None:
     if parse_release_id(release_id) is None:
         raise NoSuchRelease(f"{release_id!r} is no release's name")
-
-
-def _read_holder(fd: int) -> str:
-    try:
-        holder = orjson.loads(os.pread(fd, 4096, 0))
-        return f"{holder['command']} (pid {holder['pid']} on {holder['host']}, since {holder['since']})"
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-        return "another process"

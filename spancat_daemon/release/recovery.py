@@ -13,7 +13,8 @@ history alone, and each step leaves a state that the same rules accept. In order
 4. ``current`` absent or dangling: it leads again to what was live last, or else to the newest whole release
    that was. ``current`` changed by hand: that is accepted as a rollback is, so that what it left isn't
    promoted again unforced. Both are recorded (``recovered``).
-5. Releases that were removed without a record get it (``pruned``); staging and trash are emptied.
+5. Releases that were removed without a record get it (``pruned``); staging and trash are emptied, and what
+   was saved to be taken, by processes that have ended, is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spancat_daemon.release import trash
+from spancat_daemon.release import incoming, trash
 from spancat_daemon.release.current import TEMPORARY_LINK, Kind, lead_to, renew
 from spancat_daemon.release.durability import DURABLE, rename_noreplace
 from spancat_daemon.release.survey import names_in
@@ -240,6 +241,8 @@ class _Recovery:
         for directory in (self.folder.staging_path, self.folder.trash_path):
             if names := trash.empty(directory, spare=spare):
                 self.actions.append(f"emptied {directory.name}: {', '.join(names)}")
+        if names := incoming.sweep(self.folder.incoming_path):
+            self.actions.append(f"removed what was saved and not taken: {', '.join(names)}")
 
     def _candidates(self, survey: Survey) -> list[Release]:
         """Return the releases that may be made live again, what was live last first."""

@@ -34,7 +34,7 @@ def test_prepare_creates_everything_once_and_durably(tmp_path: Path) -> None:
     folder = DeploymentFolder(tmp_path / "a" / "b")
     folder.prepare(Noting())
     assert sorted(names_in(folder.path)) == [".spancat-daemon", "releases"]
-    assert names_in(folder.state_path) == ["pins", "rejected", "staging", "trash"]
+    assert names_in(folder.state_path) == ["incoming", "pins", "rejected", "staging", "trash"]
     assert {str(tmp_path), str(tmp_path / "a"), str(folder.path), str(folder.state_path)} == set(synced)
     synced.clear()
     folder.prepare(Noting())
