@@ -95,7 +95,7 @@ class DigestProof:
         also: another proof of the same bytes.
     """
 
-    def __init__(self, sha256: str, *, promised_by: str, also: Proof | None = None) -> None:
+    def __init__(self, sha256: str, *, promised_by: str = "the manifest", also: Proof | None = None) -> None:
         self._promised = sha256
         self._promised_by = promised_by
         self._also = also

@@ -12,7 +12,6 @@ import queue
 import resource
 import signal
 import sys
-import threading
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -26,15 +25,11 @@ from spancat_daemon.config.problems import ConfigurationError
 from spancat_daemon.daemon.control import ControlServer
 from spancat_daemon.daemon.dispatch import Dispatcher
 from spancat_daemon.daemon.holdings import Holdings
-from spancat_daemon.daemon.overdue import LastRuns
 from spancat_daemon.daemon.requests import Requests
 from spancat_daemon.daemon.scrub import Scrubber
-from spancat_daemon.daemon.tidings import Tidings
-from spancat_daemon.daemon.watching import jobs, watched
+from spancat_daemon.daemon.watching import Lookout
 from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
 from spancat_daemon.observe import logs, systemd
-from spancat_daemon.triggers.filesystem import FilesystemTrigger
-from spancat_daemon.triggers.schedule import ScheduleTrigger
 from spancat_daemon.verify.warm import WarmLoaders
 
 if TYPE_CHECKING:
@@ -51,8 +46,6 @@ CHECK_EVERY_S = 2.0
 """How often watches and clocks are checked for the faults that no event tells of."""
 
 CANARY_EVERY_S = 10.0
-STALE_AFTER_S = 25.0
-"""A canary or scheduler tick older than this means that triggers are dead: the service watchdog starves."""
 
 STOP_WITHIN_S = 8.0
 """What a snapshot under way gets to end or give up after SIGTERM; the whole stop must take less than 10 s."""
@@ -83,12 +76,7 @@ class Service:
         self._awake = False
         self._stop_signal = ""
         self._reopen = False
-        self._dirty: set[str] = set()
-        self._patterns: set[str] = set()
-        self._tidings = Tidings(self.log)
-        self._due: dict[str, bool] = {}
         self._reloads: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
-        self._mutex = threading.Lock()
         self._next_check_s = self._next_canary_s = self._next_reconcile_s = self._next_feed_s = 0.0
         interval_s = systemd.watchdog_interval_s()
         self._feed_every_s = interval_s / 3 if interval_s else None
@@ -99,12 +87,8 @@ class Service:
         self.dispatcher = Dispatcher(
             workers=configuration.daemon.workers, monotonic=time.monotonic, wake=self.wake, log=self.log
         )
-        self.filesystem = FilesystemTrigger(
-            on_dirty=self._mark_dirty,
-            on_event=self._tidings.watch,
-            canary_path=configuration.daemon.state_dir / "canary",
-        )
-        self.schedule = ScheduleTrigger(on_due=self._mark_due, on_event=self._tidings.schedule)
+        self._lookout = Lookout(wake=self.wake, log=self.log, state_dir=configuration.daemon.state_dir)
+        self.schedule = self._lookout.schedule
         self._scrubber = Scrubber(
             deployments=self.holdings.all,
             state_path=configuration.daemon.state_dir / "scrub.json",
@@ -112,7 +96,6 @@ class Service:
             on_unreadable=self._unreadable_release,
             log=self.log,
         )
-        self._last_runs = LastRuns(configuration.daemon.state_dir / "schedules.json")
         self._requests = Requests(self)
         self._control: ControlServer | None = None
 
@@ -146,16 +129,6 @@ class Service:
         self._reloads.put(answer)
         self.wake()
         return answer.result()
-
-    def _mark_dirty(self, key: str) -> None:
-        with self._mutex:
-            self._dirty.add(key)
-        self.wake()
-
-    def _mark_due(self, key: str, force: bool) -> None:
-        with self._mutex:
-            self._due[key] = self._due.get(key, False) or force
-        self.wake()
 
     def _has_logged(self, rule: str, history_sha256: str) -> bool:
         return self._output.has_history(rule, history_sha256)
@@ -195,16 +168,14 @@ class Service:
         ending.push(self._ended)
         ending.callback(self._loaders.close)
         ending.callback(self._release_folders)
-        self.filesystem.start()
-        ending.callback(self.filesystem.stop)
-        self.schedule.start()
-        ending.callback(self.schedule.stop)
+        self._lookout.start(ending)
         ending.callback(self._end_work)  # the first to go, so that whoever waits at the socket has an answer
         self._scrubber.start()
         ending.callback(self._scrubber.stop)
         self._follow(hold=False)
-        self._flag_all("startup")
-        self._flag_overdue()
+        for deployment in self.holdings.all():
+            self.dispatcher.flag(deployment.target.rule, "startup")
+        self._lookout.ask_overdue()
         self.dispatcher.turn()
         self.log.info("daemon.ready", rules=len(self.holdings.all()), pid=os.getpid())
         systemd.notify_ready(self._summary())
@@ -227,17 +198,18 @@ class Service:
         self._raise_flags()
         if now >= self._next_check_s:
             self._next_check_s = now + CHECK_EVERY_S
-            self.filesystem.check()
-            self.schedule.check_clock()
+            self._lookout.check()
             self._loaders.reap()
         if now >= self._next_reconcile_s:
             if self._next_reconcile_s:
                 self._follow(hold=False)
-                self._flag_all("change")
+                for deployment in self.holdings.all():
+                    if deployment.target.watch.on_change:
+                        self._flag_changed(deployment.target.rule)
             self._next_reconcile_s = now + self.configuration.daemon.reconcile_every
         if now >= self._next_canary_s:
             self._next_canary_s = now + CANARY_EVERY_S
-            self.filesystem.touch_canary()
+            self._lookout.touch_canary()
         self._feed_watchdog(now)
         due_in_s = self.dispatcher.turn()
         ticks = [self._next_check_s, self._next_reconcile_s, self._next_canary_s]
@@ -255,36 +227,17 @@ class Service:
             self._awake = False
 
     def _raise_flags(self) -> None:
-        with self._mutex:
-            dirty, self._dirty = self._dirty, set()
-            due, self._due = self._due, {}
-        if dirty & self._patterns:
+        asked = self._lookout.asked()
+        if asked.matches:
             for deployment in self._follow(hold=False, vanished="stay"):
-                self.dispatcher.flag(deployment.target.rule, "change")
-        for key in dirty - self._patterns:
-            self.dispatcher.flag(key, "change")
-        for key, force in due.items():
-            self.dispatcher.flag(key, "schedule", forced=force)
-            self._last_runs.mark(key, datetime.now(UTC), force=force)
+                self._flag_changed(deployment.target.rule)
+        for rule in asked.changed:
+            self._flag_changed(rule)
+        for rule, force in asked.due:
+            self.dispatcher.flag(rule, "schedule", forced=force)
 
-    def _flag_overdue(self) -> None:
-        """Runs what was due while no daemon ran; one run stands for all that a rule missed."""
-        now = datetime.now(UTC)
-        wanted = jobs([deployment.target for deployment in self.holdings.all()])
-        for job, due in self._last_runs.overdue(wanted, now):
-            self.log.warning(
-                "schedule.missed",
-                rule=job.key,
-                scheduled_for=due.isoformat(),
-                late_s=round((now - due).total_seconds(), 3),
-                reason="no daemon ran then; it runs now",
-            )
-            self._mark_due(job.key, job.schedule.force)
-
-    def _flag_all(self, trigger: Any) -> None:
-        for deployment in self.holdings.all():
-            if trigger == "startup" or deployment.target.watch.on_change:
-                self.dispatcher.flag(deployment.target.rule, trigger)
+    def _flag_changed(self, rule: str) -> None:
+        self.dispatcher.flag(rule, self._lookout.trigger(rule))
 
     def _feed_watchdog(self, now: float) -> None:
         if self._feed_every_s is None or now < self._next_feed_s:
@@ -299,11 +252,7 @@ class Service:
 
     def stale(self) -> str:
         """Which trigger shows no sign of life; empty if all do."""
-        if self.filesystem.canary_age_s() > STALE_AFTER_S:
-            return "no file event has come through for too long"
-        if self.schedule.tick_age_s() > STALE_AFTER_S:
-            return "the scheduler has stopped ticking"
-        return ""
+        return self._lookout.stale()
 
     def dropped_log_lines(self) -> int:
         """Lines of the log that were lost and not told of yet."""
@@ -334,7 +283,7 @@ class Service:
             The deployments that are new or changed.
         """
         chosen = configuration or self.configuration
-        wanted = targets(chosen, unreadable=self._tidings.unreadable)
+        wanted = targets(chosen, unreadable=self._lookout.tidings.unreadable)
         if vanished == "stay":
             present = {target.rule for target in wanted}
             held = [deployment.target for deployment in self.holdings.all()]
@@ -342,10 +291,7 @@ class Service:
         changed, dropped = self.holdings.follow(wanted, min_free_bytes=chosen.daemon.min_free, hold=hold)
         self.configuration = chosen
         self._scrubber.configure(every_s=chosen.daemon.scrub_every, rate_bytes=chosen.daemon.scrub_rate)
-        attended = watched(chosen, wanted)
-        self._patterns = {watch.key for watch in attended if watch.pattern is not None}
-        self.filesystem.set_watched(attended)
-        self.schedule.set_jobs(jobs(wanted))
+        self._lookout.follow(chosen, wanted)
         self.dispatcher.keep(self.holdings.all())
         for deployment in dropped:
             deployment.abandon()

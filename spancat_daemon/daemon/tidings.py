@@ -31,6 +31,16 @@ class Tidings:
         """Something went wrong with a schedule."""
         self._log.warning(event.event, **_told(event))
 
+    def signal_ignored(self, rule: str, path: Path, reason: str) -> None:
+        """What lies where a trainer says what it wrote is no such file."""
+        self._log.warning(
+            "watch.signal_ignored",
+            rule=rule,
+            path=path,
+            reason=reason,
+            hint="checkpoints are deployed all the same, as their files change",
+        )
+
     def unreadable(self, path: Path, error: OSError) -> None:
         """A folder can't be searched for matches; told once for each reason."""
         if self._unreadable.get(path) != error.errno:

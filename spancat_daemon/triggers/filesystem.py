@@ -321,7 +321,10 @@ class FilesystemTrigger:
 
     def _poll(self, state: State, period_s: float) -> None:
         if self._poller is not None and period_s > 0:
-            self._poller.set(state.watched.key, state.way, period_s, contents=state.watched.contents)
+            watched = state.watched
+            self._poller.set(
+                watched.key, state.way, period_s, contents=watched.contents, beside=watched.beside
+            )
         elif self._poller is not None:
             self._poller.remove(state.watched.key)
 
@@ -339,9 +342,11 @@ class FilesystemTrigger:
 
         for _attempt in range(5):
             interests.clear()
-            found = Look(claim, contents=watched.contents).take(state.way)
+            found = Look(claim, contents=watched.contents, beside=watched.beside).take(state.way)
             if not found.checkpoints and not found.faults:
-                found = Look(claim, contents=watched.contents, missing=True).take(state.way)
+                found = Look(claim, contents=watched.contents, beside=watched.beside, missing=True).take(
+                    state.way
+                )
             # Whatever was replaced before all watches stood shows here; whatever comes later is an event.
             if where(watched) == (
                 found.root,

@@ -3,7 +3,8 @@
 For a checkpoint ``/a/b/model-best`` these are
 
 * ``/a/b/model-best`` and all directories below it, for everything that happens in them;
-* ``/a/b``, for the coming and going of ``model-best`` alone, since a trainer removes and copies it anew;
+* ``/a/b``, for the coming and going of ``model-best`` alone, since a trainer removes and copies it anew, and
+  of files beside it that are renamed in to tell of it;
 * ``/`` and ``/a``, for their own end or move alone, which costs nothing however much happens in them;
 * with a link on the way, the link's directory (for its re-targeting), and the same for where it leads to;
 * while the checkpoint is missing, each existing directory on the way, for the coming and going of the next.
@@ -102,14 +103,21 @@ class Look:
     Args:
         claim: called with an open directory and the interest in it; OSError where it can't be watched.
         contents: False: only the coming and going of matches, not what is in them.
+        beside: files in the directory around the checkpoint whose coming and going matters too.
         missing: claim the coming and going of each directory on the way too.
     """
 
     def __init__(
-        self, claim: Callable[[int, Interest], None], *, contents: bool = True, missing: bool = False
+        self,
+        claim: Callable[[int, Interest], None],
+        *,
+        contents: bool = True,
+        beside: frozenset[str] = frozenset(),
+        missing: bool = False,
     ) -> None:
         self._claim_directory = claim
         self._contents = contents
+        self._beside = beside
         self._missing = missing
         self._depth = 0
         self.found = Footprint()
@@ -136,6 +144,8 @@ class Look:
         if isinstance(head, _Root):
             status = os.fstat(fd)
             self.found.root = (status.st_dev, status.st_ino)
+            if self._beside:
+                self._around(fd)
             self._follow(fd, rest, links)
         elif isinstance(head, _Wild):
             self._claim(fd, Interest(patterns=frozenset({head.pattern})))
@@ -185,6 +195,10 @@ class Look:
             self._follow(root, (*parts, *rest), links)
         finally:
             os.close(root)
+
+    def _around(self, fd: int) -> None:
+        """The directory around the checkpoint, where something beside it matters."""
+        self._claim(fd, Interest(names=self._beside))
 
     def _checkpoint(self, fd: int) -> None:
         status = os.fstat(fd)

@@ -31,8 +31,8 @@ MAXIMUM_FILES = 100_000
 class _Signature(Look):
     """A look that notes the stat of each file instead of watching."""
 
-    def __init__(self, *, contents: bool) -> None:
-        super().__init__(_claim_nothing, contents=contents)
+    def __init__(self, *, contents: bool, beside: frozenset[str]) -> None:
+        super().__init__(_claim_nothing, contents=contents, beside=beside)
         self.digest = blake2b(digest_size=16)
         self._files = 0
 
@@ -42,29 +42,40 @@ class _Signature(Look):
             self._files += 1
             if self._files > MAXIMUM_FILES:
                 return
-            try:
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except OSError as error:
-                self.digest.update(f"{error.errno}\0".encode())
-                continue
-            times = (status.st_mtime_ns, status.st_ctime_ns)
-            self.digest.update(os.fsencode(name))
-            self.digest.update(f"\0{status.st_mode} {status.st_ino} {status.st_size} {times}\0".encode())
-            if stat.S_ISDIR(status.st_mode):
+            if self._stat(fd, name):
                 self._descend(fd, name)
         self.digest.update(b"\2")
+
+    def _around(self, fd: int) -> None:
+        for name in sorted(self._beside):
+            self._stat(fd, name)
+
+    def _stat(self, fd: int, name: str) -> bool:
+        """Notes the stat of an entry, and says whether it is a directory."""
+        try:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except OSError as error:
+            self.digest.update(f"{error.errno}\0".encode())
+            return False
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        self.digest.update(os.fsencode(name))
+        self.digest.update(f"\0{status.st_mode} {status.st_ino} {status.st_size} {times}\0".encode())
+        return stat.S_ISDIR(status.st_mode)
 
 
 def _claim_nothing(fd: int, interest: Interest) -> None:
     """What a poll watches."""
 
 
-def signature(way: Route, *, contents: bool = True) -> tuple[bytes, Footprint]:
+def signature(
+    way: Route, *, contents: bool = True, beside: frozenset[str] = frozenset()
+) -> tuple[bytes, Footprint]:
     """A digest that differs as soon as anything differs at the end of the way, and what was found there.
 
-    Without `contents` it differs as soon as other checkpoints are found.
+    Without `contents` it differs as soon as other checkpoints are found; with `beside` also as soon as one of
+    these files around the checkpoint differs.
     """
-    look = _Signature(contents=contents)
+    look = _Signature(contents=contents, beside=beside)
     found = look.take(way)
     look.digest.update(repr((found.root, sorted(found.checkpoints))).encode())
     return look.digest.digest(), found
@@ -75,6 +86,7 @@ class _Polled:
     way: Route
     period_s: float
     contents: bool
+    beside: frozenset[str]
     due: float
     last: bytes | None = None
 
@@ -96,13 +108,22 @@ class Poller:
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def set(self, key: str, way: Route, period_s: float, *, contents: bool = True) -> None:
+    def set(
+        self,
+        key: str,
+        way: Route,
+        period_s: float,
+        *,
+        contents: bool = True,
+        beside: frozenset[str] = frozenset(),
+    ) -> None:
         """Polls `way` for `key` from now on. The first, at once, counts as a change."""
+        wanted = (way, period_s, contents, beside)
         with self._condition:
             old = self._polled.get(key)
-            if old is not None and (old.way, old.period_s, old.contents) == (way, period_s, contents):
+            if old is not None and (old.way, old.period_s, old.contents, old.beside) == wanted:
                 return
-            self._polled[key] = _Polled(way, period_s, contents, time.monotonic())
+            self._polled[key] = _Polled(*wanted, due=time.monotonic())
             self._ensure_thread()
             self._condition.notify()
 
@@ -151,7 +172,7 @@ class Poller:
                 logger.exception("polling failed")
 
     def _poll(self, key: str, polled: _Polled) -> None:
-        new, found = signature(polled.way, contents=polled.contents)
+        new, found = signature(polled.way, contents=polled.contents, beside=polled.beside)
         old, polled.last = polled.last, new
         with self._condition:
             if self._polled.get(key) is not polled:

@@ -33,6 +33,8 @@ class Watched:
         poll_s: above 0: ask for no events, look every so many seconds (network file systems).
         contents: False: only the coming and going of checkpoints, not what happens in them; for a pattern
             whose matches are watched under keys of their own.
+        beside: names of files in the directory around the checkpoint whose coming (by a rename) and going
+            matters too; for a `path` without a pattern.
     """
 
     key: str
@@ -40,6 +42,7 @@ class Watched:
     pattern: str | None = None
     poll_s: float = 0.0
     contents: bool = True
+    beside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
