@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from spancat_daemon.checkpoint.layout import FACTORIES, read_outline, with_span_categorizers
 from spancat_daemon.checkpoint.progress import META_KEY
-from spancat_daemon.checkpoint.tree import Source
+from spancat_daemon.checkpoint.spool import open_checkpoint
 from spancat_daemon.cli.finding import Finding
 from spancat_daemon.cli.interpreter import Answer, ask
 from spancat_daemon.config.expand import targets
@@ -234,7 +234,7 @@ class _Looking:
             yield Finding.at("error", self.target.rule, problem)
 
     def steps(self) -> Iterator[Finding]:
-        if self.watch.gate.min_step <= 1:
+        if self.watch.gate.min_step <= 1 or self.watch.writer == "spool":
             return
         said = self.model.layout.meta.get(META_KEY) if self.model else None
         if not (isinstance(said, dict) and isinstance(said.get("step"), int)):
@@ -242,15 +242,15 @@ class _Looking:
                 "min_step",
                 "spaCy writes no step into a checkpoint: it can be told from the first one, and from those "
                 "after the first evaluation, but no further",
-                "min_step = 1 skips the first; for more let a callback of the training set "
-                f'nlp.meta["{META_KEY}"] = {{"step": …}}',
+                "min_step = 1 skips the first; for more train with spancat_daemon.SnapshotLogger.v1, or "
+                f'let a callback set nlp.meta["{META_KEY}"] = {{"step": …}}',
             )
 
 
 def _model(target: Target) -> _Model | None:
     """The span categorizer of the checkpoint that is there; None if that can't be told, as in mid-save."""
     try:
-        with Source.open(target.source) as source:
+        with open_checkpoint(target.source, writer=target.watch.writer) as source:
             files = source.scan().by_path
             outline = read_outline(
                 source.read_small(files["config.cfg"]), source.read_small(files["meta.json"])

@@ -11,8 +11,10 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spancat_daemon.checkpoint.spool import ENTRIES, open_checkpoint, watched_path
 from spancat_daemon.cli.finding import Finding
 from spancat_daemon.config.expand import glob_root, targets
+from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.observe.render import size
 from spancat_daemon.release.folder import DeploymentFolder
 
@@ -142,7 +144,8 @@ def _source(watch: Watch, found: Sequence[Target]) -> Iterator[Finding]:
         )
         return
     for source in there:
-        unreadable = _unreadable(source)
+        yield from _kind(watch, source)
+        unreadable = _unreadable(watched_path(source, writer=watch.writer))
         if unreadable is not None:
             yield Finding(
                 "error",
@@ -165,6 +168,25 @@ def _source(watch: Watch, found: Sequence[Target]) -> Iterator[Finding]:
         if has_wildcards
         else f"{watch.source}: {'there' if there else 'not there yet, its folder is'}",
     )
+
+
+def _kind(watch: Watch, source: Path) -> Iterator[Finding]:
+    """A spool where a pipeline is meant, or the other way round."""
+    is_pipeline = os.path.lexists(source / "config.cfg")
+    if watch.writer == "spool" and is_pipeline:
+        yield Finding(
+            "error",
+            watch.name,
+            f"{source} holds a pipeline and is no spool",
+            'name the spool of the training, or leave out writer = "spool"',
+        )
+    elif watch.writer != "spool" and not is_pipeline and os.path.lexists(source / ENTRIES):
+        yield Finding(
+            "error",
+            watch.name,
+            f"{source} holds no pipeline but a folder {ENTRIES!r}, as a spool does",
+            'if it is one, write writer = "spool"',
+        )
 
 
 def _unreadable(source: Path) -> Path | None:
@@ -201,7 +223,7 @@ def _deploy(target: Target, *, min_free_bytes: int) -> Iterator[Finding]:
         yield from _same_mount(target.rule, DeploymentFolder(target.deploy))
     yield from _swap(target, there)
     free = shutil.disk_usage(there).free
-    needed = min_free_bytes + _size(target.source)
+    needed = min_free_bytes + _size(target)
     if free < needed:
         yield Finding(
             "error",
@@ -261,9 +283,15 @@ def _swap(target: Target, there: Path) -> Iterator[Finding]:
         )
 
 
-def _size(source: Path) -> int:
+def _size(target: Target) -> int:
+    """The bytes of the checkpoint that is there now, as far as they can be told."""
+    try:
+        with open_checkpoint(target.source, writer=target.watch.writer) as source:
+            checkpoint = source.path
+    except (SpancatDaemonError, OSError):  # there is none, or what is wrong with it is told elsewhere
+        return 0
     total = 0
-    for folder, _, files in os.walk(source):
+    for folder, _, files in os.walk(checkpoint):
         for name in files:
             try:
                 total += Path(folder, name).lstat().st_size
@@ -277,7 +305,8 @@ def _watches(configuration: Configuration, now: Sequence[Target]) -> Iterator[Fi
     needed = 0
     for target in now:
         if target.watch.on_change and target.watch.poll == 0:
-            needed += len(target.source.parts) + sum(1 for _ in _directories(target.source))
+            watched = watched_path(target.source, writer=target.watch.writer)
+            needed += len(watched.parts) + sum(1 for _ in _directories(watched))
     for name, needs in (("max_user_watches", needed), ("max_user_instances", 1)):
         limit = _inotify_limit(name)
         if limit is None or not configuration.watch:

@@ -217,7 +217,7 @@ class Watch(Table):
     """What the rule is called in commands and logs."""
 
     source: Annotated[Text, Field(json_schema_extra={"minLength": 1})]
-    """The checkpoint directory that a trainer writes; *, ? and [...] in a folder's name match several."""
+    """The checkpoint directory that a trainer writes, or its spool; *, ? and [...] match several."""
 
     deploy: Annotated[Text, Field(json_schema_extra={"minLength": 1})]
     """The deployment folder. With wildcards in source: {1} is what the first of them matched, and so on."""
@@ -225,14 +225,18 @@ class Watch(Table):
     component: Annotated[Text, Field(json_schema_extra={"minLength": 1})] = "auto"
     """The name of the span categorizer in the pipeline. auto: the only one there is."""
 
-    contents: Literal["pipeline", "component"] = "pipeline"
-    """What a release holds: the whole pipeline, or the span categorizer and what it needs."""
+    contents: Literal["pipeline", "component", "standalone"] = "pipeline"
+    """What a release holds: the whole pipeline; the span categorizer and the pipes it needs; or that one pipe
+    alone, with a copy of the tok2vec that it listens to, so that model.bin holds all weights."""
 
     swap: Literal["symlink", "exchange"] = "symlink"
     """How a release goes live: current is a link, or a directory that is exchanged."""
 
-    writer: Literal["spacy", "any"] = "spacy"
-    """Who writes the checkpoint: spaCy itself, whose order of writing is a proof, or any copying tool."""
+    writer: Literal["spacy", "any", "spool"] = "spacy"
+    """Who writes the checkpoint: spaCy itself, whose order of writing is a proof, or any copying tool.
+
+    spool: source is the spool of a training's SnapshotLogger, and the checkpoint its newest entry.
+    """
 
     settle: Annotated[Duration, AfterValidator(_some_time)] = 2.0
     """With writer = "any": how long a checkpoint must have been quiet."""
