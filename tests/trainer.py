@@ -181,7 +181,7 @@ class Trainer:
         (self.folder / "config.cfg").write_text(_CONFIG)
         (self.folder / "callbacks.py").write_text(_CALLBACKS)
         overrides = {
-            "paths.data": once("corpus.spacy", _corpus),
+            "paths.data": corpus(),
             "paths.journal": self._journal,
             "training.eval_frequency": self._eval_frequency,
             "training.max_steps": self._max_steps,
@@ -263,6 +263,11 @@ class Trainer:
             if time.monotonic() > deadline:
                 raise AssertionError(f"no {what} within {timeout_s} s:\n{self._log.read_text()}")
             time.sleep(0.002)
+
+
+def corpus() -> Path:
+    """Return annotated documents to train on, in spaCy's own format."""
+    return once("corpus.spacy", _corpus)
 
 
 def _corpus(file: Path) -> None:
