@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def throw_away(directory: Path, name: str, trash: Path, durability: Durability) -> str:
-    """Move ``directory/name`` into the trash under a name that nothing else has; durable when this returns.
+    """Move ``directory/name`` into the trash under a name of its own; it stays gone from its place.
+
+    That it stays in the trash is of no matter: it is only deleted there. Made to stay first, or alone, it
+    could be found in both by the next recovery, which would empty it where it is still a release.
 
     Returns:
         The name it has in the trash: the old one, a dot and random digits.
@@ -26,7 +29,6 @@ def throw_away(directory: Path, name: str, trash: Path, durability: Durability) 
     """
     thrown = f"{name}.{secrets.token_hex(4)}"
     (directory / name).rename(trash / thrown)
-    durability.sync_directory_at(trash)
     durability.sync_directory_at(directory)
     return thrown
 
