@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.verify.digests import digests_at
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from spancat_daemon.serving.listing import Held
     from spancat_daemon.verify.digests import Finding
 
-_MISSING_CODE = re.compile(r"\[E(?:002|892|893)\]")  # spaCy: unknown factory, registry, function
+MISSING_CODE: Final = re.compile(r"\[E(?:002|892|893)\]")
+"""In a message of spaCy's: a factory, a registry or a function in one that it does not know."""
+
 _LONGEST = 300
 
 
@@ -52,7 +54,7 @@ def explain(error: Exception, held: Held, spacy: Any) -> SpancatDaemonError:
             where=where,
             hint="let the rule's `verify.python` name this interpreter, and such releases won't go live",
         )
-    if _MISSING_CODE.search(str(error)):
+    if MISSING_CODE.search(str(error)):
         return SpancatDaemonError(
             f"needs code that is not here: {said}",
             where=where,

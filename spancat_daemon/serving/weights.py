@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgpack  # type: ignore[import-untyped]  # it ships without types
 
-from spancat_daemon.checkpoint.layout import FACTORIES
 from spancat_daemon.errors import SpancatDaemonError
+from spancat_daemon.serving.component import pipe_of, trained, unset
 from spancat_daemon.serving.faults import brief
 from spancat_daemon.serving.forks import locks
 from spancat_daemon.serving.listing import folder_of, hold, releases
@@ -40,23 +40,7 @@ def to_bytes(nlp: Language, component: str = "auto") -> bytes:
     Raises:
         SpancatDaemonError: there is none, there are several, or it was never initialised.
     """
-    found = [name for name in nlp.component_names if nlp.get_pipe_meta(name).factory in FACTORIES]
-    if component != "auto":
-        if component not in found:
-            raise SpancatDaemonError(
-                f"{component!r} is no span categorizer of the pipeline", hint=_choice(found, nlp)
-            )
-        found = [component]
-    if len(found) != 1:
-        what = "several span categorizers" if found else "no span categorizer"
-        raise SpancatDaemonError(f"the pipeline has {what}", hint=_choice(found, nlp))
-    pipe = _component(nlp, found[0])
-    missing = _unset(pipe.model)
-    if missing or not pipe.labels:
-        raise SpancatDaemonError(
-            f"{found[0]!r} was never initialised: {missing or 'it has no labels'}",
-            hint="train it, or load a trained pipeline, first",
-        )
+    pipe = pipe_of(nlp, trained(nlp, component))
     return cast("bytes", pipe.model.to_bytes())
 
 
@@ -108,7 +92,7 @@ def _filled(held: Held, data: bytes, options: dict[str, Any]) -> Language:
     name = held.release.manifest.component
     if name not in nlp.component_names:
         raise SpancatDaemonError(f"{name!r} is excluded, so there is nothing to load the bytes into")
-    model = _component(nlp, name).model
+    model = pipe_of(nlp, name).model
     try:
         with collector_kept():
             model.from_bytes(data)
@@ -117,7 +101,7 @@ def _filled(held: Held, data: bytes, options: dict[str, Any]) -> Language:
             f"the bytes are not of a model built as {name!r} of {held.release.id} is: {brief(error)}",
             hint="give `like` the release they come from, or were trained further from",
         ) from error
-    missing = _unset(model)
+    missing = unset(model)
     if missing:
         raise SpancatDaemonError(f"the bytes are of a model that was never initialised: {missing}")
     return nlp
@@ -169,22 +153,3 @@ def _check_owner(digest: str, like: Release) -> None:
 
 def _file(path: os.PathLike[str]) -> bytes:
     return Path(path).read_bytes()
-
-
-def _component(nlp: Language, name: str) -> Any:
-    return next(pipe for other, pipe in nlp.components if other == name)
-
-
-def _unset(model: Any) -> str:
-    """Return which weights were never set; empty if none are missing."""
-    for node in model.walk():
-        for parameter in node.param_names:
-            if node.has_param(parameter) is None:
-                return f"{parameter!r} of its layer {node.name!r} is missing"
-    return ""
-
-
-def _choice(found: list[str], nlp: Language) -> str:
-    if found:
-        return f"give `component` one of: {', '.join(found)}"
-    return f"it has {', '.join(nlp.component_names) or 'no components'}"
