@@ -118,9 +118,13 @@ class ServingPython:
         return done.stdout
 
 
-def find_or_install() -> ServingPython:
-    """Return it, installed if it is not yet; skips the test where it can't be had."""
-    base = pythons.find("3.10", what_for=f"spaCy {SPACY}")
+def find_or_install(version: str = "3.10") -> ServingPython:
+    """Return it, installed if it is not yet; skips the test where it can't be had.
+
+    Args:
+        version: of Python; 3.8 to 3.10 can have this spaCy.
+    """
+    base = pythons.find(version, what_for=f"spaCy {SPACY}")
     said = "\n".join([*_REQUIREMENTS, str(Path(base).resolve())])
     name = f"spacy-{SPACY}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
     cache = os.environ.get("XDG_CACHE_HOME", "")

@@ -6,6 +6,7 @@ first: what it records is what the trainer is about to write, before the first b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Final, Self
 import spacy
 from spacy.tokens import DocBin, Span, SpanGroup
 
+from tests import pythons
 from tests.once import once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
 Generation = dict[str, str]
@@ -33,6 +35,21 @@ _SENTENCES: Final = (
     ("Globex sells doors in Paris.", ((0, 1, "ORG"), (2, 3, "GOODS"), (4, 5, "PLACE"))),
     ("Nothing of note happened today.", ()),
 )
+
+# A newer spaCy's corpus has no spans for an old one.
+_OLD_CORPUS: Final = """\
+import json, sys
+import spacy
+from spacy.tokens import DocBin, Span
+
+nlp = spacy.blank("en")
+docs = DocBin()
+for text, spans in json.loads(sys.argv[2]) * 5:
+    doc = nlp(text)
+    doc.spans["sc"] = [Span(doc, *span) for span in spans]
+    docs.add(doc)
+docs.to_disk(sys.argv[1])
+"""
 
 _CALLBACKS: Final = """\
 import hashlib, json, os, shutil, tempfile
@@ -148,15 +165,33 @@ class Trainer:
         folder: where it works; made if it is missing. The checkpoints are in ``folder/output``.
         eval_frequency: steps between two saves. Step 0 saves too.
         max_steps: after how many it ends by itself; 0: never.
+        more: what comes after its configuration.
+        arguments: more of them for ``spacy train``.
+        python: another interpreter, to train with its spaCy.
+        environ: environment variables.
     """
 
-    def __init__(self, folder: Path, *, eval_frequency: int = 2, max_steps: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        eval_frequency: int = 2,
+        max_steps: int = 0,
+        more: str = "",
+        arguments: Sequence[str] = (),
+        python: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.output = folder / "output"
         self.model_last = self.output / "model-last"
         self.model_best = self.output / "model-best"
         self._eval_frequency = eval_frequency
         self._max_steps = max_steps
+        self._more = more
+        self._arguments = arguments
+        self._python = python
+        self._environ = environ or {}
         self._journal = folder / "journal" / "generations.jsonl"
         self._log = folder / "train.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -178,7 +213,7 @@ class Trainer:
     def start(self) -> Self:
         """Start training; the first save comes after two or three seconds."""
         self._journal.parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.cfg").write_text(_CONFIG)
+        (self.folder / "config.cfg").write_text(_CONFIG + self._more)
         (self.folder / "callbacks.py").write_text(_CALLBACKS)
         overrides = {
             "paths.data": corpus(),
@@ -186,8 +221,9 @@ class Trainer:
             "training.eval_frequency": self._eval_frequency,
             "training.max_steps": self._max_steps,
         }
-        command = [sys.executable, "-m", "spacy", "train", "config.cfg", "--output", str(self.output)]
-        command += ["--code", "callbacks.py"]
+        python = str(self._python or sys.executable)
+        command = [python, "-m", "spacy", "train", "config.cfg", "--output", str(self.output)]
+        command += ["--code", "callbacks.py", *self._arguments]
         command += [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -196,7 +232,7 @@ class Trainer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **self._environ},
             )
         return self
 
@@ -238,6 +274,10 @@ class Trainer:
         if process.wait(timeout_s) != 0:
             raise AssertionError(f"the training failed:\n{self._log.read_text()}")
 
+    def said(self) -> str:
+        """What it has said so far, on standard output and error."""
+        return self._log.read_text()
+
     def generations(self) -> list[Generation]:
         """Every state it has begun to save, oldest first; what was saved twice comes twice."""
         try:
@@ -245,6 +285,18 @@ class Trainer:
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines[:-1]]  # after the last line break: a line being written
+
+    def _corpus(self) -> Path:
+        if self._python is None:
+            return once("corpus.spacy", _corpus)
+        python = str(self._python)
+        name = f"corpus-{hashlib.sha256(python.encode()).hexdigest()[:8]}.spacy"
+
+        def make(file: Path) -> None:
+            done = pythons.run(python, "-I", "-c", _OLD_CORPUS, str(file), json.dumps(_SENTENCES))
+            assert done.returncode == 0, done.stderr
+
+        return once(name, make)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
