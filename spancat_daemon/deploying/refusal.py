@@ -43,6 +43,18 @@ class Refused(Rejected):
         return verdict is not None and verdict.fault == "limit"
 
 
+class Underivable(Rejected):
+    """A checkpoint of which what is to be released could not be made.
+
+    Attributes:
+        by_limit: whether it came to a limit of time or memory.
+    """
+
+    def __init__(self, reason: str, *, by_limit: bool, where: str, hint: str) -> None:
+        super().__init__(reason, where=where, hint=hint)
+        self.by_limit = by_limit
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """What was rejected, as long as nothing changes that it was held against.

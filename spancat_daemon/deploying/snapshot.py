@@ -1,4 +1,4 @@
-"""The way of a checkpoint, top to bottom: settle, plan, stage, verify, seal, publish.
+"""The way of a checkpoint, top to bottom: settle, plan, stage, derive, verify, seal, publish.
 
 Retention and the log follow in :mod:`spancat_daemon.deploying.deployment`, after the swap is in the history.
 Nothing here knows of threads, schedules or sockets: a trigger becomes a :class:`Request`, what came of it
@@ -7,7 +7,7 @@ is an :data:`Outcome` or an exception of :mod:`spancat_daemon.errors`.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +16,7 @@ from spancat_daemon.checkpoint.contents import plan
 from spancat_daemon.checkpoint.progress import progress
 from spancat_daemon.checkpoint.settle import Unsettled, examine
 from spancat_daemon.checkpoint.spool import open_checkpoint
+from spancat_daemon.deploying.derivation import derive
 from spancat_daemon.deploying.refusal import keep_refused, refuse_known
 from spancat_daemon.deploying.swap_details import UNMEASURED, follow_up, measured, overwrite_details
 from spancat_daemon.errors import Moved, RolledBack
@@ -54,11 +55,13 @@ class Request:
         trigger: what asked for it.
         forced: publish even if the content equals the live release's, or was rejected before.
         since_s: monotonic time at which the asking began; the figures of the release count from it.
+        origin: where somebody saved it from, in words; empty: it is the checkpoint of a rule.
     """
 
     trigger: Trigger
     forced: bool
     since_s: float
+    origin: str = ""
 
     @property
     def explicit(self) -> bool:
@@ -164,7 +167,8 @@ def take(
 
     Raises:
         Vanished: there is no checkpoint.
-        Rejected: this checkpoint must not go live; Refused, if its verification says so.
+        Rejected: this checkpoint must not go live; Refused, if its verification says so, or Underivable, if
+            what is to be released can't be made of it.
         CannotVerify, BadProbes: nothing could be found out about it.
         Moved: it changed while it was copied, or what is live did while it was verified.
         Lacking: the file system has too little space.
@@ -200,24 +204,42 @@ def take(
         planned = plan(settled, contents=watch.contents, component=watch.component)
         step = progress(source, settled.layout, writer=watch.writer) if watch.gate.min_step else None
         tools.on_staging()
+        sound = live if request.trigger != "recovery" else None  # what rotted is linked to no more
         staged = stage(
             planned,
             source,
             settled.tree,
             staging_path=folder.staging_path,
-            previous=live if request.trigger != "recovery" else None,  # what rotted is linked to no more
+            previous=sound,
             min_free_bytes=min_free_bytes,
             durability=tools.durability,
             abandoned=tools.abandoned,
         )
-    staged_at = tools.monotonic()
-    try:
-        if live is not None and not request.forced and staged.content_sha256 == live.manifest.content_sha256:
+    with ExitStack() as copies:
+        copies.callback(discard, staged)  # what went live, or was kept as rejected, is no longer there
+        if live is not None and not request.forced and _is_of(live, staged):
             return Unchanged(live.id, settled.tree, read=True)
         terms = terms_of(watch, live)
-        if not request.explicit and staged.content_sha256 in history.barred():
+        if planned.derivation is not None:
+            derived = derive(
+                staged,
+                planned.derivation,
+                _subject(staged),
+                terms,
+                staging_path=folder.staging_path,
+                previous=sound,
+                min_free_bytes=min_free_bytes,
+                tools=tools,
+            )
+            copies.callback(discard, derived)
+            discard(staged)
+            staged = derived
+            still_live(folder, live)
+        staged_at = tools.monotonic()
+        if not (request.explicit or request.origin) and staged.content_sha256 in history.barred():
             raise RolledBack(
-                "its content was live and was rolled back", hint="`snapshot --force` makes it live again"
+                "its content was live and was rolled back, or replaced by save()",
+                hint="`snapshot --force` makes it live again",
             )
         if not request.forced:
             refuse_known(folder, staged, terms, tools.now())
@@ -264,6 +286,7 @@ def take(
                 "settle_s": round(settled_at - request.since_s, 6),
                 "stage_s": round(staged_at - settled_at, 6),
                 "verify_s": round(verified_at - staged_at, 6),
+                **({"saved": True} if request.origin else {}),
                 **follow_up(watch),
                 **UNMEASURED,
             },
@@ -271,8 +294,6 @@ def take(
             monotonic=tools.monotonic,
             finish=measured(tools.monotonic, request.since_s),
         )
-    finally:
-        discard(staged)  # what became a release, or was kept as rejected, is no longer there to discard
     return Published(swapped, settled.tree)
 
 
@@ -281,6 +302,13 @@ def still_live(folder: DeploymentFolder, live: Release | None) -> None:
     now = folder.live()
     if (now.id if now else None) != (live.id if live else None):
         raise Moved("what is live changed while it was verified", where=str(folder.path))
+
+
+def _is_of(live: Release, staged: Staged) -> bool:
+    """Whether what a release holds is, or was made of, what is staged."""
+    manifest = live.manifest
+    origin = manifest.content_sha256 if staged.plan.derivation is None else manifest.derived_from
+    return staged.content_sha256 == origin
 
 
 def _subject(staged: Staged) -> Subject:
@@ -326,7 +354,7 @@ def _describe(
         trigger=request.trigger,
         forced=request.forced,
         changed=live is None or live.manifest.content_sha256 != staged.content_sha256,
-        source=str(target.source),
+        source=request.origin or str(target.source),
         contents=target.watch.contents,
         component=chosen.component,
         factory=chosen.factory,
@@ -344,4 +372,5 @@ def _describe(
         content_sha256=staged.content_sha256,
         previous=live.id if live else None,
         verification=verification.document,
+        derived_from=staged.derived_from,
     )

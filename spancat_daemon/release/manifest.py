@@ -40,6 +40,7 @@ MODEL_NAME: Final = "model.bin"
 SCHEMA: Final = 1
 MANIFEST_LIMIT_BYTES: Final = 64 << 20  # 10,000 files with long names and as many labels stay below 10 MB
 
+_REQUIRED: Final = object()
 _REMEMBERED_BYTES: Final = 16 << 10  # a usual one has 4 KiB; 128 of the largest ones take some 10 MB
 _DEEPEST = 32  # of metrics and verdicts; beyond it lies nonsense, and the recursion limit
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -78,7 +79,7 @@ class Manifest:
         forced: whether it was made even though its content might be the live one's.
         changed: whether its content differs from that of the release before it.
         source: the checkpoint's path.
-        contents: ``pipeline`` or ``component``.
+        contents: ``pipeline``, ``component`` or ``standalone``.
         component: name of the span categorizer in the pipeline.
         factory: its factory, ``spancat`` or ``spancat_singlelabel``.
         labels: its labels, in the order of the model's outputs.
@@ -96,6 +97,8 @@ class Manifest:
         content_sha256: the identity of the content, see `content_digest`.
         previous: id of the release that was live when this one was made.
         verification: verdict of the gates.
+        derived_from: identity of the files that it was made of, where those of the checkpoint are not its
+            own; ``None`` where they are, and in manifests of versions that made none.
     """
 
     schema: int = SCHEMA
@@ -124,6 +127,7 @@ class Manifest:
     content_sha256: str
     previous: str | None
     verification: Mapping[str, Any]
+    derived_from: str | None = None
 
     @property
     def content_bytes(self) -> int:
@@ -249,6 +253,7 @@ def parse(raw: bytes, *, where: str) -> Manifest:
         content_sha256=reader.take("content_sha256", "a SHA-256", _sha256),
         previous=reader.take("previous", "a string or null", _text_or_none),
         verification=reader.take("verification", "an object", _object),
+        derived_from=reader.take("derived_from", "a SHA-256 or null", _sha256_or_none, default=None),
     )
     if parse_release_id(manifest.id) != manifest.sequence:
         raise BadManifest(f"says sequence {manifest.sequence} and id {manifest.id!r}", where=where)
@@ -276,11 +281,12 @@ class _Reader:
     document: Mapping[str, Any]
     where: str
 
-    def take(self, key: str, wanted: str, check: Callable[[Any], _T]) -> _T:
-        if key not in self.document:
+    def take(self, key: str, wanted: str, check: Callable[[Any], _T], *, default: Any = _REQUIRED) -> _T:
+        value = self.document.get(key, default)
+        if value is _REQUIRED:
             raise BadManifest(f"lacks {key!r}", where=self.where)
         try:
-            return check(self.document[key])
+            return check(value)
         except _Wrong:
             raise BadManifest(f"{key!r} is not {wanted}", where=self.where) from None
 
@@ -357,6 +363,10 @@ def _sha256(value: Any) -> str:
     if _SHA256.fullmatch(_text(value)) is None:
         raise _Wrong
     return _text(value)
+
+
+def _sha256_or_none(value: Any) -> str | None:
+    return None if value is None else _sha256(value)
 
 
 def _object(value: Any) -> dict[str, Any]:

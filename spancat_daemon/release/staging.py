@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from spancat_daemon.release.folder import Release
     from spancat_daemon.release.manifest import Manifest
 
-__all__ = ["Abandoned", "Lacking", "Staged", "discard", "restage", "seal", "stage"]
+__all__ = ["Abandoned", "Lacking", "Staged", "copies", "discard", "restage", "seal", "stage", "stage_derived"]
 
 
 class Lacking(SpancatDaemonError):  # noqa: N818  # a state of the disk that callers branch on
@@ -69,6 +69,7 @@ class Staged:
         bytes_written: how many of them were written (or reflinked) rather than hard-linked.
         linked: paths of the files that are hard links of the previous release's.
         plan: what it was made to.
+        derived_from: the content of the staged copy that it was made of; None: it was made of a checkpoint.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class Staged:
     bytes_written: int
     linked: tuple[str, ...]
     plan: Plan
+    derived_from: str | None = None
 
 
 def stage(
@@ -168,6 +170,70 @@ def restage(
             unmoved=lambda: None,
             min_free_bytes=0,
         )
+
+
+def stage_derived(
+    staged: Staged,
+    plan: Plan,
+    *,
+    staging_path: Path,
+    previous: Release | None,
+    min_free_bytes: int,
+    durability: Durability = DURABLE,
+    abandoned: Callable[[], bool] = lambda: False,
+) -> Staged:
+    """Make another staged copy of what a staged one holds, with files that were derived from it.
+
+    Args:
+        staged: the copy; stays as it is.
+        plan: what to take over, of its `copies`, and what to write.
+        staging_path: as in `stage`.
+        previous: as in `stage`.
+        min_free_bytes: as in `stage`.
+        durability: as in `stage`.
+        abandoned: as in `stage`.
+
+    Raises:
+        Rejected: a derived file is not whole, or somebody has been at the copy.
+        Moved, Vanished, Lacking, Abandoned, OSError: as `stage`.
+    """
+    _check_space(plan, staging_path, previous, min_free_bytes)
+    with Source.open(staged.path) as source:
+        made = _filled(
+            plan,
+            source,
+            staging_path,
+            previous,
+            durability,
+            abandoned,
+            unmoved=lambda: None,  # as in `restage`
+            min_free_bytes=min_free_bytes,
+        )
+    return replace(made, derived_from=staged.content_sha256)
+
+
+def copies(path: Path, files: Mapping[str, FileDigest]) -> list[Planned]:
+    """Plan to take over all that lies in a release, or staged copy, but what every one gets anew.
+
+    That is the manifest, and the name ``model.bin``.
+
+    Args:
+        path: its directory.
+        files: what it promises to hold.
+
+    Raises:
+        Rejected: a file is missing, or no file any more.
+    """
+    return [
+        Planned(
+            path=name,
+            source=_present(path, name),
+            data=None,
+            proof=partial(DigestProof, digest.sha256, promised_by="the manifest"),
+        )
+        for name, digest in files.items()
+        if name != MODEL_NAME
+    ]
 
 
 def _filled(
@@ -263,18 +329,8 @@ def _plan_of(release: Release) -> Plan:
     model_file = f"{manifest.component}/model"
     if model_file not in manifest.files or manifest.files[model_file] != manifest.files.get(MODEL_NAME):
         raise Rejected(f"has no {model_file} that is its {MODEL_NAME}", where=str(release.path))
-    planned = [
-        Planned(
-            path=path,
-            source=_present(release, path),
-            data=None,
-            proof=partial(DigestProof, digest.sha256, promised_by="the manifest"),
-        )
-        for path, digest in manifest.files.items()
-        if path != MODEL_NAME
-    ]
     return Plan(
-        files=tuple(sorted(planned, key=lambda file: file.path)),
+        files=tuple(sorted(copies(release.path, manifest.files), key=lambda file: file.path)),
         component=manifest.component,
         factory=manifest.factory,
         labels=manifest.labels,
@@ -289,10 +345,10 @@ def _plan_of(release: Release) -> Plan:
     )
 
 
-def _present(release: Release, path: str) -> SourceFile:
-    where = f"{release.path}/{shown(path)}"
+def _present(directory: Path, path: str) -> SourceFile:
+    where = f"{directory}/{shown(path)}"
     try:
-        status = (release.path / path).lstat()
+        status = (directory / path).lstat()
     except (FileNotFoundError, NotADirectoryError):
         raise Rejected("is missing", where=where) from None
     if not stat.S_ISREG(status.st_mode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -21,6 +22,8 @@ from spancat_daemon.verify.pipes import Pipes
 from spancat_daemon.verify.verdict import (
     Evaluated,
     Examination,
+    Grafted,
+    Grafting,
     LoadVerdict,
     Probed,
     Timed,
@@ -56,18 +59,20 @@ _SET: Final = {
 _MARK: Final = "SPANCAT_DAEMON_LOADER"
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
+Asked = Examination | Grafting
+
 _Fault = Literal["release", "limit", "verifier"]
 
 
 class LoaderProcess:
     """A running `inside`, in a session of its own; a context manager that kills it, with all it started.
 
-    It answers one examination after the other, so it can be kept. After a verdict that says it died or
+    It answers one request after the other, so it can be kept. After a verdict that says it died or
     didn't answer it is of no more use: `alive` is then False. Not for several threads at once.
 
     Attributes:
         alive: whether it can be asked.
-        asked: how many examinations it has answered.
+        asked: how many requests it has answered.
         held_bytes: memory it had before the last one, when it had let go of what came before that.
     """
 
@@ -119,14 +124,17 @@ class LoaderProcess:
         self.close()
 
     def ask(
-        self, examination: Examination, *, timeout_s: float, abandoned: Callable[[], bool] = lambda: False
+        self, asked: Asked, *, timeout_s: float, abandoned: Callable[[], bool] = lambda: False
     ) -> LoadVerdict:
-        """Examine a release; crashes, hangs and nonsense are verdicts, too.
+        """Examine a release, or make another model of one; crashes, hangs and nonsense are verdicts, too.
 
         Args:
-            examination: what is asked.
+            asked: what is asked.
             timeout_s: seconds until the child is killed, its start included.
             abandoned: looked at ten times a second: whether the answer is no longer wanted.
+
+        Returns:
+            To a `Grafting`, if all is well, a `Grafted`.
 
         Raises:
             Abandoned: it is no longer wanted; the child is closed.
@@ -134,7 +142,7 @@ class LoaderProcess:
         begun = time.monotonic()
         if not self.alive:
             return LoadVerdict(ok=False, fault="verifier", reason="the loader has ended")
-        verdict = self._converse(examination, begun, timeout_s, abandoned)
+        verdict = self._converse(asked, begun, timeout_s, abandoned)
         return replace(verdict, total_s=time.monotonic() - begun)
 
     def rss_bytes(self) -> int:
@@ -158,13 +166,13 @@ class LoaderProcess:
         os.close(self._lifeline)
 
     def _converse(
-        self, examination: Examination, begun: float, timeout_s: float, abandoned: Callable[[], bool]
+        self, asked: Asked, begun: float, timeout_s: float, abandoned: Callable[[], bool]
     ) -> LoadVerdict:
-        def answer(request: bytes) -> dict[str, Any] | LoadVerdict:
-            return self._exchange(request, begun, timeout_s, abandoned)
+        def answer(request: bytes, size: int | None = None) -> bytes | LoadVerdict:
+            return self._exchange(request, size, begun, timeout_s, abandoned)
 
         if self._versions is None:
-            ready = answer(b"")
+            ready = self._object(answer(b""))
             if isinstance(ready, LoadVerdict):
                 return replace(ready, fault="verifier", reason=f"{self._python}: {ready.reason}")
             if ready.get("ready") is not True:
@@ -174,40 +182,66 @@ class LoaderProcess:
             self._versions = {
                 name: str(ready.get(name, "")) for name in ("spacy", "thinc", "python", "numpy")
             }
-        found = answer(_request(examination))
+        found = self._object(answer(_request(asked)))
         if isinstance(found, dict):
             verdict = _parsed(found, self._versions)
-            if verdict is not None:
-                self.asked += 1
-                self.held_bytes = int(found["held_bytes"])
-                return verdict
-            found = self._nonsense()
+            if verdict is None:
+                found = self._nonsense()
+            else:
+                held_bytes = int(found["held_bytes"])
+                if isinstance(asked, Grafting) and verdict.ok:
+                    verdict = self._with_model(verdict, found.get("frame_bytes"), asked, answer)
+                if self.alive:
+                    self.asked += 1
+                    self.held_bytes = held_bytes
+                return replace(verdict, **self._versions)
         return replace(found, **self._versions)
 
     def _exchange(
-        self, request: bytes, begun: float, timeout_s: float, abandoned: Callable[[], bool]
-    ) -> dict[str, Any] | LoadVerdict:
-        """Return the JSON object it says next, or, it being closed then, the verdict that it says none."""
+        self, request: bytes, size: int | None, begun: float, timeout_s: float, abandoned: Callable[[], bool]
+    ) -> bytes | LoadVerdict:
+        """Return what it says next, a line or so many bytes, or, it being closed then, that it says none."""
         deadline = begun + timeout_s
-        line = None
-        while line is None and not self._pipes.ended:
+        said = None
+        while said is None and not self._pipes.ended:
             left = deadline - time.monotonic()
             if left <= 0:
                 return self._failed("limit", f"no answer within {timeout_s:g} s")
-            line = self._pipes.exchange(request, min(left, _LOOK_S))
+            said = self._pipes.exchange(request, min(left, _LOOK_S), size)
             request = b""
-            if line is None and abandoned():
+            if said is None and abandoned():
                 self.close()
                 raise Abandoned("the examination was given up")
-            if line is None and (excess := self._excess()):
+            if said is None and (excess := self._excess()):
                 return self._failed("limit", excess)
-        if line is None:
-            return self._bury()
+        return self._bury() if said is None else said
+
+    def _object(self, line: bytes | LoadVerdict) -> dict[str, Any] | LoadVerdict:
+        """Return the JSON object in a line."""
+        if isinstance(line, LoadVerdict):
+            return line
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(line)
             if isinstance(found, dict):
                 return found
         return self._nonsense()
+
+    def _with_model(
+        self,
+        verdict: LoadVerdict,
+        size: object,
+        asked: Grafting,
+        answer: Callable[[bytes, int], bytes | LoadVerdict],
+    ) -> LoadVerdict:
+        """Take the model that comes after a verdict."""
+        if not isinstance(size, int) or not 0 < size <= asked.most_bytes:
+            return self._nonsense()
+        model = answer(b"", size)
+        if isinstance(model, LoadVerdict):
+            return model
+        if hashlib.sha256(model).hexdigest() != verdict.model_sha256:
+            return self._nonsense()
+        return Grafted(**{one.name: getattr(verdict, one.name) for one in fields(verdict)}, model=model)
 
     def _excess(self) -> str:
         """Say what it has too much of; empty if nothing."""
@@ -254,14 +288,16 @@ def cannot_run(python: str, error: OSError, total_s: float) -> LoadVerdict:
     return LoadVerdict(ok=False, fault="verifier", reason=reason, total_s=total_s)
 
 
-def _request(examination: Examination) -> bytes:
-    found = asdict(examination)
-    for subject in (found["subject"], found["live"]):
+def _request(asked: Asked) -> bytes:
+    found = asdict(asked)
+    for subject in (found["subject"], found.get("live")):
         if subject is not None:
             # Resolved once: spaCy opens file after file, and `current` may lead elsewhere in between.
             subject["path"] = os.path.realpath(subject["path"])
-    if examination.gold is not None:
-        found["gold"] = os.path.realpath(examination.gold)
+    if isinstance(asked, Grafting):
+        found = {"subject": found.pop("subject"), "graft": found}
+    elif asked.gold is not None:
+        found["gold"] = os.path.realpath(asked.gold)
     return json.dumps(found).encode() + b"\n"
 
 

@@ -16,7 +16,7 @@ _STDERR_BYTES: Final = 16 << 10
 
 
 class Pipes:
-    """Requests go in, lines come out.
+    """Requests go in; lines come out, and bytes of a known number.
 
     Attributes:
         stderr: the end of what came on standard error.
@@ -37,8 +37,13 @@ class Pipes:
         self.stderr = bytearray()
         self.ended = False
 
-    def exchange(self, request: bytes, timeout_s: float) -> bytes | None:
-        """Send what is given, after what is still to be sent, and return the next line.
+    def exchange(self, request: bytes, timeout_s: float, size: int | None = None) -> bytes | None:
+        """Send what is given, after what is still to be sent, and return the next line, or the next bytes.
+
+        Args:
+            request: what is sent.
+            timeout_s: seconds until it returns without.
+            size: how many bytes; None: a line.
 
         Returns:
             None if there is none yet after that time or, with `ended`, ever. A line that is too long is
@@ -53,7 +58,7 @@ class Pipes:
             selector.register(stdout, selectors.EVENT_READ)
             if not self._stderr_ended:
                 selector.register(stderr, selectors.EVENT_READ)
-            while (line := self._line()) is None and (left := deadline - time.monotonic()) > 0:
+            while (found := self._next(size)) is None and (left := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
                     if key.fd == stdin:
                         self._send()
@@ -67,8 +72,8 @@ class Pipes:
                         self._receive()
                 if self.ended:
                     self._listen()
-                    return self._line()
-        return line
+                    return self._next(size)
+        return found
 
     def close(self) -> None:
         """Close all three; what is there on standard error is taken before."""
@@ -77,6 +82,17 @@ class Pipes:
         for file in self._files:
             with contextlib.suppress(BrokenPipeError):
                 file.close()
+
+    def _next(self, size: int | None) -> bytes | None:
+        return self._line() if size is None else self._bytes(size)
+
+    def _bytes(self, size: int) -> bytes | None:
+        if len(self._received) < size:
+            return None
+        with memoryview(self._received) as received:
+            found = bytes(received[:size])
+        del self._received[:size]
+        return found
 
     def _line(self) -> bytes | None:
         end = self._received.find(b"\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -76,6 +76,27 @@ class Examination:
     probes: tuple[Probe, ...] = ()
     gold: Path | None = None
     latency: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grafting:
+    """Asks the loader for the model of a component with its own copy of what it listens to.
+
+    Attributes:
+        subject: a pipeline of that component and its upstream, and no others.
+        upstream: the pipe that it listens to.
+        listener: path of its listener in its configuration, such as ``model.tok2vec``.
+        config: config.cfg of the pipeline that consists of the result alone; has a place for the copy.
+        texts: what both must predict the same on, besides those that the loader knows by itself.
+        most_bytes: an answer with a larger model is none.
+    """
+
+    subject: Subject
+    upstream: str
+    listener: str
+    config: str
+    texts: tuple[str, ...]
+    most_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +201,17 @@ class LoadVerdict:
     def verifier(self) -> dict[str, str]:
         """The versions that loaded it, as the manifest keeps them."""
         return {"spacy": self.spacy, "thinc": self.thinc, "python": self.python, "numpy": self.numpy}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grafted(LoadVerdict):
+    """What came of a `Grafting` that succeeded: the pipelines before and after it predict the same.
+
+    Attributes:
+        model: ``model.to_bytes()`` of the component, whose digest is `model_sha256`.
+    """
+
+    model: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

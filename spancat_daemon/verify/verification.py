@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spancat_daemon.config.model import Watch
+    from spancat_daemon.config.terms import Verify
     from spancat_daemon.release.folder import Release
     from spancat_daemon.release.manifest import Manifest
+    from spancat_daemon.verify.child import Asked
+    from spancat_daemon.verify.verdict import LoadVerdict
     from spancat_daemon.verify.warm import WarmLoaders
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -118,20 +121,7 @@ def verify(
             gold=watch.verify.gold,
             latency=watch.gate.max_latency_ms is not None,
         )
-        verdict = loaders.examine(
-            asked,
-            python=str(watch.verify.python or sys.executable),
-            memory_bytes=watch.verify.memory,
-            timeout_s=watch.verify.timeout,
-            idle_s=watch.verify.idle,
-            abandoned=abandoned,
-        )
-        if verdict.fault == "verifier":
-            raise CannotVerify(
-                f"can't be verified: {verdict.reason}",
-                where=str(watch.verify.python or ""),
-                hint="`check` tries the interpreter, and the gold documents on the live release",
-            )
+        verdict = answer(asked, watch.verify, loaders, abandoned)
         candidate = replace(candidate, verdict=verdict, asked=asked)
     figures = judge(
         watch.gate,
@@ -150,6 +140,31 @@ def verify(
         figures=figures,
         verdict=verdict,
     )
+
+
+def answer(
+    asked: Asked, settings: Verify, loaders: WarmLoaders, abandoned: Callable[[], bool]
+) -> LoadVerdict:
+    """Ask a loader within the limits of a rule.
+
+    Raises:
+        CannotVerify, Abandoned: see `verify`.
+    """
+    verdict = loaders.examine(
+        asked,
+        python=str(settings.python or sys.executable),
+        memory_bytes=settings.memory,
+        timeout_s=settings.timeout,
+        idle_s=settings.idle,
+        abandoned=abandoned,
+    )
+    if verdict.fault == "verifier":
+        raise CannotVerify(
+            f"can't be verified: {verdict.reason}",
+            where=str(settings.python or ""),
+            hint="`check` tries the interpreter, and the gold documents on the live release",
+        )
+    return verdict
 
 
 def examine_release(

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from spancat_daemon.verify.verdict import Examination, LoadVerdict
+    from spancat_daemon.verify.child import Asked
+    from spancat_daemon.verify.verdict import LoadVerdict
 
 _LOOK_S: Final = 0.1  # how often one that waits for a place looks whether it is still wanted
 
@@ -80,7 +81,7 @@ class WarmLoaders:
 
     def examine(
         self,
-        examination: Examination,
+        asked: Asked,
         *,
         python: str,
         memory_bytes: int,
@@ -88,13 +89,13 @@ class WarmLoaders:
         idle_s: float,
         abandoned: Callable[[], bool] = lambda: False,
     ) -> LoadVerdict:
-        """Have a release examined by a kept loader, or a new one; waits for its turn.
+        """Have a release examined, or a model made, by a kept loader or a new one; waits for its turn.
 
         A loader is ended if its verdict is not a good one. A bad verdict of a loader that had answered others
         before does not count: a new one is asked the same, so that no release pays for another.
 
         Args:
-            examination: what is asked.
+            asked: what is asked, see `LoaderProcess.ask`.
             python: interpreter to load with.
             memory_bytes: limit of the loader's memory.
             timeout_s: limit of the time for an answer, without waiting for its turn.
@@ -113,7 +114,7 @@ class WarmLoaders:
             kept = self._borrow(python, memory_bytes)
             verdict = None
             if kept is not None:
-                verdict = self._ask(kept, examination, timeout_s, idle_s, unwanted)
+                verdict = self._ask(kept, asked, timeout_s, idle_s, unwanted)
             if verdict is None or not verdict.ok:
                 try:
                     kept = _Kept(
@@ -121,7 +122,7 @@ class WarmLoaders:
                     )
                 except OSError as error:
                     return cannot_run(python, error, time.monotonic() - begun)
-                verdict = self._ask(kept, examination, timeout_s, idle_s, unwanted)
+                verdict = self._ask(kept, asked, timeout_s, idle_s, unwanted)
             return replace(verdict, total_s=time.monotonic() - begun)
 
     def resize(self, at_most: int) -> None:
@@ -187,7 +188,7 @@ class WarmLoaders:
     def _ask(
         self,
         kept: _Kept,
-        examination: Examination,
+        asked: Asked,
         timeout_s: float,
         idle_s: float,
         unwanted: Callable[[], bool],
@@ -195,7 +196,7 @@ class WarmLoaders:
         """Ask, and keep the loader afterwards if it is fit for others."""
         fit = False
         try:
-            verdict = kept.loader.ask(examination, timeout_s=timeout_s, abandoned=unwanted)
+            verdict = kept.loader.ask(asked, timeout_s=timeout_s, abandoned=unwanted)
             fit = verdict.ok and idle_s > 0
         finally:
             if not fit:

@@ -1,7 +1,8 @@
 """The loader's process: reads requests, writes answers, until its standard input ends.
 
 Protocol, one JSON object a line: first what it is, ``{"ready": true, "python", "spacy", "thinc", "numpy",
-"confined"}``, or ``{"ready": false, "reason"}`` and the end; then an answer to each request, see `answers`.
+"confined"}``, or ``{"ready": false, "reason"}`` and the end; then an answer to each request, see `answers`,
+with as many bytes after its line as its ``frame_bytes`` says.
 What anything else prints goes to standard error.
 
 Started with ``python -I -B -c START PARENT_FOLDER MEMORY_BYTES LIFELINE``, see `confinement.confine`.
@@ -20,7 +21,7 @@ from .memory import Memory
 from .words import one_line, reason_for
 
 if TYPE_CHECKING:
-    from typing import TextIO
+    from typing import BinaryIO, TextIO
 
 
 def main() -> None:
@@ -44,14 +45,14 @@ def main() -> None:
     ready.update(answers.versions())
     _write(target, ready)
     for line in source:
-        _write(target, examiner.answer_to(line))
+        _write(target, examiner.answer_to(line), examiner.frame)
         examiner.clean_up()
 
 
-def _own_streams() -> tuple[TextIO, TextIO]:
+def _own_streams() -> tuple[TextIO, BinaryIO]:
     """Return requests and answers, on descriptors that what a release reads or prints can't get between."""
     source = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    target = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    target = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -63,6 +64,7 @@ def _not_ready(why: str) -> dict[str, Any]:
     return {"ready": False, "reason": one_line(f"{sys.executable} can't import spaCy: {why}")}
 
 
-def _write(target: TextIO, message: dict[str, Any]) -> None:
-    target.write(json.dumps(message) + "\n")
+def _write(target: BinaryIO, message: dict[str, Any], frame: bytes = b"") -> None:
+    target.write(json.dumps(message).encode() + b"\n")
+    target.write(frame)
     target.flush()

@@ -1,12 +1,14 @@
 """The answer to one request: whatever goes wrong on the way is an answer, too.
 
-A request is an `Examination` as JSON, paths as strings; the answer's keys are the fields of a `LoadVerdict`,
-and ``held_bytes``, the memory of this process before the request.
+A request is an `Examination` as JSON, paths as strings, or a `Grafting`, all of it but its subject under
+``graft``; the answer's keys are the fields of a `LoadVerdict`, ``held_bytes``, the memory of this process
+before the request, and ``frame_bytes``, the length of the model that follows if one was asked for.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import sys
 import time
@@ -18,7 +20,7 @@ import numpy as np
 import spacy
 import thinc
 
-from . import loading, probing, scoring, timing
+from . import deriving, loading, probing, scoring, timing
 from .compatibility import is_for_a_newer, is_within, wanted_range
 from .confinement import left_processes, note_attempts
 from .words import one_line, reason_for
@@ -47,12 +49,16 @@ class Examiner:
     Args:
         confined: what is taken from this process, see `confinement`.
         memory: its memory.
+
+    Attributes:
+        frame: the bytes that follow the last answer; none until it is given, and after `clean_up`.
     """
 
     def __init__(self, confined: Sequence[str], memory: Memory) -> None:
         self._confined = list(confined)
         self._memory = memory
         self._attempts: list[str] = []
+        self.frame = b""
         note_attempts(self._attempts)
         # Those that libraries have started are no release's.
         self._has_processes = left_processes()
@@ -85,12 +91,14 @@ class Examiner:
         answer["warnings"] = list(dict.fromkeys(said))[:_MOST_WARNINGS]
         answer["load_s"] = time.monotonic() - begun
         answer["held_bytes"] = held
+        self.frame = examined.model if answer["ok"] else b""
+        answer["frame_bytes"] = len(self.frame)
         answer["peak_rss_bytes"] = self._memory.peak_bytes()
         return answer
 
-    @staticmethod
-    def clean_up() -> None:
+    def clean_up(self) -> None:
         """Give back what the last answer needed; pipelines hold themselves in circles."""
+        self.frame = b""
         gc.collect()
 
 
@@ -111,9 +119,11 @@ class _Examined:
 
     Attributes:
         answer: the fields of its `LoadVerdict`.
+        model: the one that was asked for; empty if none was.
     """
 
     def __init__(self) -> None:
+        self.model = b""
         self.answer: dict[str, Any] = {
             "ok": False,
             "reason": "",
@@ -141,6 +151,10 @@ class _Examined:
         self.answer.update(found)
         self._failing = "it loads, but does not predict"
         loading.check_predicts(nlp, pipe)
+        if request.get("graft"):
+            self._failing = "it loads, but its listener can't be replaced"
+            self.model = deriving.grafted(nlp, subject["component"], request["graft"])
+            self.answer["model_sha256"] = hashlib.sha256(self.model).hexdigest()
         if probes:
             self._failing = "it loads, but fails on the probes"
             self.answer["probed"] = probing.probe(nlp, pipe, probes)
