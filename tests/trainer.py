@@ -23,7 +23,7 @@ from tests import pythons
 from tests.once import once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 Generation = dict[str, str]
@@ -166,7 +166,7 @@ class Trainer:
         eval_frequency: steps between two saves. Step 0 saves too.
         max_steps: after how many it ends by itself; 0: never.
         more: what comes after its configuration.
-        arguments: more of them for ``spacy train``.
+        code: what comes after the code that is given to it.
         python: another interpreter, to train with its spaCy.
         environ: environment variables.
     """
@@ -178,7 +178,7 @@ class Trainer:
         eval_frequency: int = 2,
         max_steps: int = 0,
         more: str = "",
-        arguments: Sequence[str] = (),
+        code: str = "",
         python: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
@@ -189,7 +189,7 @@ class Trainer:
         self._eval_frequency = eval_frequency
         self._max_steps = max_steps
         self._more = more
-        self._arguments = arguments
+        self._code = code
         self._python = python
         self._environ = environ or {}
         self._journal = folder / "journal" / "generations.jsonl"
@@ -214,7 +214,7 @@ class Trainer:
         """Start training; the first save comes after two or three seconds."""
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.cfg").write_text(_CONFIG + self._more)
-        (self.folder / "callbacks.py").write_text(_CALLBACKS)
+        (self.folder / "callbacks.py").write_text(_CALLBACKS + self._code)
         overrides = {
             "paths.data": corpus(),
             "paths.journal": self._journal,
@@ -223,7 +223,7 @@ class Trainer:
         }
         python = str(self._python or sys.executable)
         command = [python, "-m", "spacy", "train", "config.cfg", "--output", str(self.output)]
-        command += ["--code", "callbacks.py", *self._arguments]
+        command += ["--code", "callbacks.py"]
         command += [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
