@@ -123,7 +123,7 @@ def _rename_link_over(folder: DeploymentFolder, release_id: str) -> None:
 def _exchange_directory_for_link(folder: DeploymentFolder, release_id: str, outgoing: str) -> None:
     # Here the link leads nowhere: it is relative to the folder, where the exchange puts it.
     place = folder.releases_path / outgoing
-    place.symlink_to(f"releases/{release_id}")
+    _link(place, f"releases/{release_id}")
     try:
         rename_exchange(place, folder.current)
     except BaseException:
@@ -157,8 +157,16 @@ def _exchange_link_for_directory(folder: DeploymentFolder, release_id: str, curr
 
 def _temporary_link(folder: DeploymentFolder, target: str) -> Path:
     temporary = folder.path / f"{TEMPORARY_LINK}{os.getpid()}.{secrets.token_hex(4)}"
-    temporary.symlink_to(target)
+    _link(temporary, target)
     return temporary
+
+
+def _link(path: Path, target: str) -> None:
+    try:
+        path.symlink_to(target)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # it names what the link is to hold, a place nowhere
+        raise
 
 
 def _must_have_name(folder: DeploymentFolder, outgoing: str | None) -> str:

@@ -108,8 +108,9 @@ class Placing:
         After that the checkpoint is not read any more.
         """
         for directory in sorted(directories_of(planned.path for planned in plan.files)):
-            os.mkdir(directory, DIRECTORY_MODE, dir_fd=self._root)
-            os.chmod(directory, DIRECTORY_MODE, dir_fd=self._root)  # whatever the umask
+            with self._saying(directory):
+                os.mkdir(directory, DIRECTORY_MODE, dir_fd=self._root)
+                os.chmod(directory, DIRECTORY_MODE, dir_fd=self._root)  # whatever the umask
         for planned in sorted(plan.files, key=planned_bytes, reverse=True):
             self._proceed()
             with self._saying(planned.path):
