@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 DOCS: Final = ROOT / "docs"
 EXAMPLES: Final = DOCS / "examples"
-_PART = re.compile(r"^## (?P<heading>.*?)$|^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_PART = re.compile(
+    r"^## (?P<heading>.*?)$|^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)

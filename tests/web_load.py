@@ -2,9 +2,9 @@
 
     python -I web_load.py PORT CONNECTIONS TEXTS
 
-A program of its own, which imports nothing of this project: what it computes takes nothing from who started it.
-Each line that it writes is JSON: ``[answers so far, connection, release]``, the release only when a connection is
-answered by another one than before; ``{"error": …}``; and at its end the tally of all answers and times.
+A program of its own, which imports nothing of this project. Each line that it writes is JSON:
+``[answers so far, connection, release]``, the release only when a connection is answered by another one than
+before; ``{"error": …}``; and at its end the tally of all answers, and when each came and how long it took.
 """
 
 from __future__ import annotations

@@ -31,9 +31,10 @@ class Server:
     Args:
         models: the deployment folder.
         workers: how many processes answer.
+        app: another application to start in its place, in the same way.
     """
 
-    def __init__(self, models: Path, *, workers: int = 1) -> None:
+    def __init__(self, models: Path, *, workers: int = 1, app: str = "server:app") -> None:
         # No coverage: it would measure itself
         said = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
         self.log: list[str] = []
@@ -41,7 +42,7 @@ class Server:
         self._workers = workers
         self._ready = threading.Event()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *_documented(workers), "--no-access-log"],
+            [sys.executable, "-m", *_documented(workers, app), "--no-access-log"],
             cwd=EXAMPLES,
             env={**said, "MODELS": str(models), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -61,12 +62,19 @@ class Server:
             self.end()
 
     @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def pids(self) -> list[int]:
         """Of the processes that answer."""
         if self._workers == 1:
             return [self._process.pid]
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        return [pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [
+            pid for pid in map(int, children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
 
     def end(self) -> int:
         """SIGTERM, and how it ended; a log that tells of an error fails."""
@@ -166,11 +174,12 @@ class Load:
         self._news.put(None)
 
 
-def _documented(workers: int) -> list[str]:
+def _documented(workers: int, app: str) -> list[str]:
     """The command of docs/serving.md, with another port, and so many workers."""
     one, several = [line for line in commands(DOCS / "serving.md") if " uvicorn " in line]
     setting, *words = shlex.split(one if workers == 1 else several)
     assert setting.startswith("MODELS=")
+    words[words.index("server:app")] = app
     words[words.index("--port") + 1] = "0"
     if workers > 1:
         words[words.index("--workers") + 1] = str(workers)

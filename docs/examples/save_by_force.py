@@ -7,6 +7,7 @@ Each ``# %%`` is a cell. Whether or not a daemon runs for the folder makes no di
 from pathlib import Path
 
 import spacy
+from spacy.language import Language
 from spacy.tokens import Span
 from spacy.training import Example
 
@@ -32,7 +33,7 @@ for _ in range(60):
     nlp.update(examples, sgd=optimizer)
 
 
-def found(pipeline: spacy.Language, text: str) -> list[tuple[str, str]]:
+def found(pipeline: Language, text: str) -> list[tuple[str, str]]:
     """Say what a pipeline finds in a text."""
     doc = pipeline(text)
     return [(span.text, span.label_) for span in doc.spans["sc"]]

@@ -3,8 +3,8 @@
     MODELS=models/products uvicorn server:app --port 8000
     MODELS=models/products uvicorn server:app --port 8000 --workers 4
 
-It starts to listen when a model is ready. From then on every request is answered, by one release as a whole, and the
-answer names it. Each worker follows what is live by itself.
+It starts to listen when a model is ready. From then on every request is answered, by one release as a
+whole, and the answer names it. Each worker follows what is live by itself.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Answer(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Follow what is live for as long as the server runs; without a model within a minute it does not start."""
+    """Follow what is live for as long as the server runs; without a model in a minute it does not start."""
     with HotModel(os.environ["MODELS"], warm_up=WARM_UP) as hot:
         await hot.ready(patience_s=60)
         app.state.hot = hot

@@ -1,4 +1,4 @@
-"""docs/migrating.md: each thing that goes wrong does so with the spaCy that is installed, and what to do works."""
+"""docs/migrating.md: what goes wrong does so with the spaCy that is installed, and what to do instead works."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 PAGE = DOCS / "migrating.md"
 (PREAMBLE,) = blocks(PAGE, "python")[:1]
 SECTIONS = {
-    heading: list(found)
-    for heading, found in groupby(blocks(PAGE)[1:], key=lambda block: block.heading)
+    heading: list(found) for heading, found in groupby(blocks(PAGE)[1:], key=lambda block: block.heading)
 }
 
 

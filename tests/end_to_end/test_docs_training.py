@@ -1,4 +1,4 @@
-"""docs/training.md: its commands, with the configurations of docs/examples, on a real training and a real daemon."""
+"""docs/training.md: its commands, and the configurations in docs/examples, with a real training and daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tests.judgement import sound
 from tests.service import Daemon
 from tests.trainer import corpus
 
-
 PAGE = DOCS / "training.md"
 BRIEF = "--training.max_steps 60 --training.eval_frequency 20 --training.logger.every_steps 15"
 
@@ -37,7 +36,11 @@ def do(command: str, here: Path) -> str:
     done = subprocess.run(
         ["bash", "-ec", command],
         cwd=here,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -76,7 +79,6 @@ def newest(spool: Path) -> Path:
 
 def test_the_logger_as_one_file(here: Path) -> None:
     copy, train = commands(PAGE)[4:]
-    # As in an environment that has only the file: what it registers is registered once
     do(copy, here)
     assert (here / "snapshot_logger.py").exists()
     do(f"{train} {BRIEF}", here)
@@ -87,7 +89,8 @@ def test_the_logger_as_one_file(here: Path) -> None:
 @pytest.mark.parametrize("number", range(2))
 def test_the_loggers_of_the_page_are_loggers(here: Path, number: int) -> None:
     block = blocks(PAGE, "ini")[number]
-    made = spacy.registry.resolve(spacy.util.Config().from_str(block.code)["training"])
+    config = spacy.util.load_config_from_str(f"[training]\n\n{block.code}")
+    made = spacy.util.registry.resolve(config["training"])
     assert callable(made["logger"])
 
 

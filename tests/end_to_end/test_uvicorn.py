@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,12 +126,7 @@ def test_every_answer_is_of_one_of_the_releases_as_a_whole(tmp_path: Path) -> No
     assert load.seen == [list(published)] * CONNECTIONS
     asked = sum(count for *_, count in told["answers"])
     assert asked >= REQUESTS
-    counts = Counter({release: 0 for release in published})
-    for _, release, _, count in told["answers"]:
-        counts[release] += count
-    assert min(counts.values()) > 0
     sound(deploy)
     assert len(list((deploy / "releases").iterdir())) <= 3
     for of_one in zip(*memory[SETTLED:], strict=True):
         assert max(of_one) <= FLAT * min(of_one), of_one
-    print(memory)
