@@ -30,6 +30,7 @@ _REQUIREMENTS: Final = (
     "click<8.1",  # spaCy 3.2.2's typer imports what click 8.1 took away
     "numpy<2",  # its thinc was compiled against numpy 1
 )
+_OLDER: Final = {"3.8": ("typing_extensions<4.6",)}  # its pydantic does not know later ones there
 _NOTHING_TO_INSTALL_FROM: Final = ("(from versions: none)", "Max retries exceeded", "ConnectTimeoutError")
 
 _TRAIN: Final = """\
@@ -125,27 +126,28 @@ def find_or_install(version: str = "3.10") -> ServingPython:
         version: of Python; 3.8 to 3.10 can have this spaCy.
     """
     base = pythons.find(version, what_for=f"spaCy {SPACY}")
-    said = "\n".join([*_REQUIREMENTS, str(Path(base).resolve())])
+    requirements = [*_REQUIREMENTS, *_OLDER.get(version, ())]
+    said = "\n".join([*requirements, str(Path(base).resolve())])
     name = f"spacy-{SPACY}-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
     cache = os.environ.get("XDG_CACHE_HOME", "")
     home = Path(cache) if cache.startswith("/") else Path.home() / ".cache"
-    folder = once(name, lambda path: _install(base, path), under=home / "spancat-daemon-tests")
+    folder = once(name, lambda path: _install(base, path, requirements), under=home / "spancat-daemon-tests")
     python = folder / "bin/python"
     done = pythons.run(str(python), "-I", "-c", "import spacy; print(spacy.__version__)")
     assert done.stdout.strip() == SPACY, f"remove {folder}, it is broken: {done.stdout}{done.stderr}"
     return ServingPython(python)
 
 
-def _install(base: str, folder: Path) -> None:
+def _install(base: str, folder: Path, requirements: Sequence[str]) -> None:
     made = pythons.run(base, "-I", "-m", "venv", str(folder))
     assert made.returncode == 0, made.stderr
     python = str(folder / "bin/python")
     options = ("--quiet", "--disable-pip-version-check", "--retries=1", "--timeout=30", "--only-binary=:all:")
-    done = pythons.run(python, "-I", "-m", "pip", "install", *options, *_REQUIREMENTS, timeout_s=250)
+    done = pythons.run(python, "-I", "-m", "pip", "install", *options, *requirements, timeout_s=250)
     if done.returncode == 0:
         return
     if any(sign in done.stderr for sign in _NOTHING_TO_INSTALL_FROM):
         pytest.skip(
             f"spaCy {SPACY} is not installed and can't be: no package index: {done.stderr.splitlines()[-1]}"
         )
-    raise AssertionError(f"pip could not install {_REQUIREMENTS}:\n{done.stderr}")
+    raise AssertionError(f"pip could not install {requirements}:\n{done.stderr}")

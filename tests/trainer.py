@@ -216,7 +216,7 @@ class Trainer:
         (self.folder / "config.cfg").write_text(_CONFIG + self._more)
         (self.folder / "callbacks.py").write_text(_CALLBACKS + self._code)
         overrides = {
-            "paths.data": corpus(),
+            "paths.data": corpus(self._python),
             "paths.journal": self._journal,
             "training.eval_frequency": self._eval_frequency,
             "training.max_steps": self._max_steps,
@@ -286,18 +286,6 @@ class Trainer:
             return []
         return [json.loads(line) for line in lines[:-1]]  # after the last line break: a line being written
 
-    def _corpus(self) -> Path:
-        if self._python is None:
-            return once("corpus.spacy", _corpus)
-        python = str(self._python)
-        name = f"corpus-{hashlib.sha256(python.encode()).hexdigest()[:8]}.spacy"
-
-        def make(file: Path) -> None:
-            done = pythons.run(python, "-I", "-c", _OLD_CORPUS, str(file), json.dumps(_SENTENCES))
-            assert done.returncode == 0, done.stderr
-
-        return once(name, make)
-
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise AssertionError("the training was not started")
@@ -317,9 +305,16 @@ class Trainer:
             time.sleep(0.002)
 
 
-def corpus() -> Path:
-    """Return annotated documents to train on, in spaCy's own format."""
-    return once("corpus.spacy", _corpus)
+def corpus(python: Path | None = None) -> Path:
+    """Return annotated documents to train on, in spaCy's own format; in that of another interpreter's."""
+    if python is None:
+        return once("corpus.spacy", _corpus)
+
+    def make(file: Path) -> None:
+        done = pythons.run(str(python), "-I", "-c", _OLD_CORPUS, str(file), json.dumps(_SENTENCES))
+        assert done.returncode == 0, done.stderr
+
+    return once(f"corpus-{hashlib.sha256(bytes(python)).hexdigest()[:8]}.spacy", make)
 
 
 def _corpus(file: Path) -> None:
