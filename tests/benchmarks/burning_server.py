@@ -9,7 +9,7 @@ import spacy
 from docs.examples.server import WARM_UP, app
 
 
-@app.post("/burn")  # type: ignore[untyped-decorator]
+@app.post("/burn")
 def burn() -> None:
     """Do what a swap computes, and nothing of what it changes."""
     with app.state.hot.use() as nlp:

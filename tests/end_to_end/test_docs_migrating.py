@@ -1,4 +1,4 @@
-"""docs/migrating.md: what goes wrong does so with the spaCy that is installed, and what to do instead works."""
+"""docs/migrating.md: what goes wrong does so with the spaCy that is installed; what to do instead works."""
 
 from __future__ import annotations
 

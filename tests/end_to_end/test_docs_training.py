@@ -1,4 +1,4 @@
-"""docs/training.md: its commands, and the configurations in docs/examples, with a real training and daemon."""
+"""docs/training.md: its commands, and the configurations in docs/examples, with a real training."""
 
 from __future__ import annotations
 
