@@ -13,7 +13,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.pipelines import build
 from tests.service import ROOT, command, run
+from tests.spooling import Spool
 
 
 @pytest.fixture
@@ -74,6 +76,31 @@ def test_a_source_folder_that_is_not_there_is_a_warning(config: Path) -> None:
     ((level, about, text),) = bad(config)
     assert (level, about) == ("warning", "products")
     assert "rnus" in text
+
+
+def test_a_spool_is_looked_at_as_one(config: Path, tmp_path: Path) -> None:
+    put(config, "model-best", "spool")
+    put(config, "deploy", 'writer = "spool"\ngate = { min_step = 400 }\ndeploy')
+    check(config, 0)  # a training makes it
+    spool = Spool(tmp_path / "runs/spool")
+    spool.put(build("default", tmp_path / "pipeline"), 100)
+    found = check(config, 0)
+    put(config, 'writer = "spool"\n', "")
+    (told, *_) = bad(config)
+    assert told[0] == "error"
+    assert "no pipeline but a folder 'new', as a spool does" in told[2]
+    (watches,) = [finding["text"] for finding in found if finding["about"] == "inotify"]
+    # new/, the entry, spancat/, tok2vec/ and vocab/, and all folders above
+    assert watches.startswith(f"{len(spool.new.parts) + 5} directories to watch")
+
+
+def test_a_pipeline_where_a_spool_is_meant(config: Path, tmp_path: Path) -> None:
+    put(config, "runs/model-best", "runs/mine")
+    put(config, "deploy", 'writer = "spool"\ndeploy')
+    build("default", tmp_path / "runs/mine")
+    ((level, about, text),) = bad(config)
+    assert (level, about) == ("error", "products")
+    assert "holds a pipeline and is no spool" in text
 
 
 def test_an_unusable_deployment_folder(config: Path) -> None:

@@ -46,6 +46,28 @@ def test_changes_of_times_alone_are_seen(best: Path, tmp_path: Path) -> None:
         told.dirtied_by(partial(os.utime, best / "vocab/lookups.bin", (1, 1)), at_least={"one"})
 
 
+@pytest.mark.parametrize("poll_s", [0.0, 0.01], ids=["events", "polling"])
+@pytest.mark.parametrize("there", [True, False], ids=["there", "not yet"])
+def test_a_file_beside_it_that_is_renamed_in_is_seen(
+    best: Path, tmp_path: Path, poll_s: float, there: bool
+) -> None:
+    if not there:
+        shutil.rmtree(best)
+    begun, told_by = best.with_name("begun"), best.with_name("written.json")
+    asked = Watched("one", best, poll_s=poll_s, beside=frozenset({told_by.name}))
+    with watching(tmp_path, asked) as told:
+
+        def say() -> None:
+            begun.write_bytes(b"{}")
+            begun.replace(told_by)
+
+        for _ in range(3):
+            told.dirtied_by(say, at_least={"one"})
+        told.dirtied_by(told_by.unlink, at_least={"one"})
+        if not poll_s:
+            told.left_clean_by(partial(best.with_name("log").write_bytes, b"1"), "one")
+
+
 def test_a_checkpoint_removed_and_copied_anew_stays_watched(best: Path, tmp_path: Path) -> None:
     last = best.with_name("model-last")
     write_checkpoint(last, b"2")

@@ -226,6 +226,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
         ("zzz = 1", "5:1: unknown key 'zzz' in [[watch]] \"products\"; it has 'name', 'source'"),
         # combinations
         ("settle = '2s'", '5:1: settle goes with writer = "any"'),
+        ("writer = 'spool'\nsettle = '2s'", '6:1: settle goes with writer = "any"'),
         ("on_change = false\npoll = '1s'", "6:1: poll looks for changes, but on_change = false"),
         ("keep = { best = 1, metric = '' }", "5:29: best needs a metric"),
     ],
@@ -234,6 +235,30 @@ def test_one_wrong_line_is_one_problem(line: str, expected: str) -> None:
     rule = RULE.replace('name = "products"', "# no name") if line.startswith("name") else RULE
     (message,) = messages(f"{rule}{line}\n")
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("runs/model-best", "3:10: model-best is what spaCy saves to; with writer = "),
+        ("runs/*/model-last/", "3:10: model-last is what spaCy saves to"),
+        ("runs/spool/new", '3:10: with writer = "spool" source is the spool itself, without the "new" in it'),
+        ("runs/spool/tmp/", 'without the "tmp" in it'),
+    ],
+)
+def test_a_source_that_is_no_spool(source: str, expected: str) -> None:
+    rule = RULE.replace("runs/best", source).replace("models", "models/{1}" if "*" in source else "models")
+    assert read(rule).watch[0].writer == "spacy"
+    (message,) = messages(rule + 'writer = "spool"\n')
+    assert expected in message
+
+
+def test_a_spool_is_a_source_like_others() -> None:
+    rule = RULE.replace("runs/best", "runs/*/spool").replace("models", "models/{1}")
+    (watch,) = read(rule + 'writer = "spool"\npoll = "5s"\n').watch
+    assert (watch.writer, watch.source) == ("spool", "/srv/app/runs/*/spool")
+    (message,) = messages(RULE + 'writer = "spol"\n')
+    assert "'spool'" in message
 
 
 @pytest.mark.parametrize(

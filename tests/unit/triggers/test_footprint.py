@@ -60,6 +60,25 @@ def test_what_is_missing_is_awaited_where_it_would_appear(tmp_path: Path) -> Non
     assert claimed[str(tmp_path.parent)].names == {tmp_path.name}
 
 
+def test_what_is_beside_a_checkpoint_is_awaited_where_it_is_whether_or_not_there_is_one(
+    tmp_path: Path,
+) -> None:
+    best = tmp_path / "runs" / "best"
+    best.parent.mkdir()
+    for there in (False, True):
+        claimed: dict[str, Interest] = {}
+
+        def claim(fd: int, interest: Interest, claimed: dict[str, Interest] = claimed) -> None:
+            name = str(Path(f"/proc/self/fd/{fd}").readlink())
+            claimed[name] = claimed.get(name, Interest()) | interest
+
+        Look(claim, beside=frozenset({"told"})).take(route(best, None))
+        assert claimed[str(best.parent)] == Interest(names=frozenset({"best", "told"}))
+        assert "told" not in claimed[str(tmp_path)].names
+        if not there:
+            best.mkdir()
+
+
 def test_links_inside_a_checkpoint_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     best = tmp_path / "best"
@@ -132,3 +151,22 @@ def test_a_signature_differs_as_soon_as_anything_does(tmp_path: Path, how: str) 
         (best / "vocab").mkdir(parents=True)
         file.write_bytes(b"[]")
     assert signature(way)[0] != before
+
+
+@pytest.mark.parametrize("how", ["comes", "is replaced", "goes"])
+def test_a_signature_differs_as_soon_as_something_beside_does(tmp_path: Path, how: str) -> None:
+    best = tmp_path / "best"
+    best.mkdir()
+    told, other = tmp_path / "told", tmp_path / "other"
+    way, beside = route(best, None), frozenset({"told"})
+    if how != "comes":
+        told.write_bytes(b"1")
+    before = signature(way, beside=beside)[0]
+    other.write_bytes(b"2")
+    assert signature(way, beside=beside)[0] == before
+    if how == "goes":
+        told.unlink()
+    else:
+        other.replace(told)
+    assert signature(way, beside=beside)[0] != before
+    assert signature(way)[0] == signature(way)[0]
