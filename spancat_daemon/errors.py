@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -64,3 +70,22 @@ class Moved(SpancatDaemonError):  # noqa: N818  # a verdict on a checkpoint
 
 class Vanished(SpancatDaemonError):  # noqa: N818  # a verdict on a checkpoint
     """A checkpoint that is not there, or not there any more; not a fault."""
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Let a system error that leaves this say which file it is about: see `name_place`."""
+    try:
+        yield
+    except OSError as error:
+        name_place(error, path)
+        raise
+
+
+def name_place(error: OSError, path: Path) -> None:
+    """Let a system error say which file it is about, unless it does: it only knows what the call was given.
+
+    That may be a descriptor, a name in a directory that was open, or what a link was to hold.
+    """
+    if not isinstance(error.filename, str) or not error.filename.startswith("/"):
+        error.filename, error.filename2 = str(path), None

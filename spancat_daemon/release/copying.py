@@ -118,10 +118,7 @@ class Copier:
         Raises:
             OSError, Rejected: as `copy`.
         """
-        write_all(target, data, 0)
-        # A write that reports success can be lost; what is published must be what was hashed.
-        if _read_back(target, len(data), 0) != data:
-            raise _lost()
+        write_whole(target, data)
         self._durability.start_writeback(target)
         intake.feed(data)
 
@@ -179,6 +176,7 @@ class Copier:
                     feeding.popleft().result()
                 position += copied
             _at_end(source, size)
+            _no_piece_is_missing(source, target, size)
         except BaseException:
             give_up(feeding)
             raise
@@ -268,12 +266,26 @@ def _copy_through(source: int, target: int, position: int, length: int, size: in
         data = read_at(source, min(SMALL_BYTES, length - copied), position + copied)
         if not data:
             raise _moved(size)
-        write_all(target, data, position + copied)
+        _write_all(target, data, position + copied)
+        if _read_back(target, len(data), position + copied) != data:
+            raise _lost()
         copied += len(data)
     return copied
 
 
-def write_all(target: int, data: bytes, position: int) -> None:
+def write_whole(target: int, data: bytes) -> None:
+    """Write the whole content of a new, empty file, open for reading too, and see that it is there.
+
+    Raises:
+        OSError: it could not be written, or what was reported as written is not there.
+    """
+    _write_all(target, data, 0)
+    # A write that reports success can be lost; what is published must be what was hashed.
+    if _read_back(target, len(data) + 1, 0) != data:
+        raise _lost()
+
+
+def _write_all(target: int, data: bytes, position: int) -> None:
     """Write all of `data`.
 
     Raises:
@@ -310,6 +322,31 @@ def _read_back(target: int, length: int, position: int) -> bytes:
 def _at_end(source: int, size: int) -> None:
     if read_at(source, 1, size):
         raise _moved(size)
+
+
+def _no_piece_is_missing(source: int, target: int, size: int) -> None:
+    """Look for pieces that were reported as copied and are not there: they are holes, which read as zeros.
+
+    Raises:
+        OSError: there is one, and no zeros in the source in its place.
+    """
+    if os.fstat(target).st_size != size:
+        raise _lost()
+    position = 0
+    while (position := os.lseek(target, position, os.SEEK_HOLE)) < size:
+        try:
+            end = os.lseek(target, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            end = size  # no data any more
+        while position < end:
+            chunk = read_at(source, min(CHUNK_BYTES, end - position), position)
+            if not chunk:
+                raise _moved(size)
+            if chunk.count(0) != len(chunk):
+                raise _lost()
+            position += len(chunk)
 
 
 def _moved(size: int) -> Moved:

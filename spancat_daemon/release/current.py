@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from spancat_daemon.errors import SpancatDaemonError
+from spancat_daemon.errors import SpancatDaemonError, about
 from spancat_daemon.release.durability import rename_exchange, rename_noreplace
 
 if TYPE_CHECKING:
@@ -162,11 +162,8 @@ def _temporary_link(folder: DeploymentFolder, target: str) -> Path:
 
 
 def _link(path: Path, target: str) -> None:
-    try:
+    with about(path):
         path.symlink_to(target)
-    except OSError as error:
-        error.filename, error.filename2 = str(path), None  # it names what the link is to hold, a place nowhere
-        raise
 
 
 def _must_have_name(folder: DeploymentFolder, outgoing: str | None) -> str:

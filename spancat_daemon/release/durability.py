@@ -13,6 +13,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from spancat_daemon.errors import about
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -73,7 +75,8 @@ class Durability:
         """
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self.sync_directory(fd)
+            with about(path):
+                self.sync_directory(fd)
         finally:
             os.close(fd)
 

@@ -7,11 +7,12 @@ storage, and a file that is broken anywhere but in an unfinished last line is no
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from spancat_daemon.errors import SpancatDaemonError
+from spancat_daemon.errors import SpancatDaemonError, about
 from spancat_daemon.release import records
 from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.records import Finding, Malformed, Record, Standing
@@ -129,8 +130,10 @@ class History:
         )
         self._must_be_ours()
         try:
-            _write(self._fd, line)
-            self._durability.sync_data(self._fd)
+            with about(self.path):
+                _write(self._fd, line)
+                self._durability.sync_data(self._fd)
+                _must_hold(self._fd, line, self._size)
         except BaseException:
             # Pages that could not be written are marked clean: only bytes written anew can be synced again.
             self._stale = self._failed = True
@@ -163,7 +166,8 @@ class History:
             self._durability.sync_directory_at(self.path.parent)
         self._load()
         if self._size:  # what was found may have been written by one who died before its fdatasync
-            self._durability.sync_data(self._fd)
+            with about(self.path):
+                self._durability.sync_data(self._fd)
         self._stale = False
 
     def records(self) -> Iterator[Record]:
@@ -228,7 +232,7 @@ class History:
         return self._standing.pending
 
     def barred(self) -> frozenset[str]:
-        """Content digests that going back left, and that only an explicit command makes live again."""
+        """Contents that going back, or a save by hand, left: only an explicit command makes them live."""
         return frozenset(self._standing.barred)
 
     def doubtful(self) -> frozenset[str]:
@@ -314,3 +318,8 @@ def _write(fd: int, line: bytes) -> None:
     view = memoryview(line)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _must_hold(fd: int, line: bytes, position: int) -> None:
+    if os.pread(fd, len(line) + 1, position) != line:  # a write that reports success can be lost
+        raise OSError(errno.EIO, "the file system does not hold what was written to it")

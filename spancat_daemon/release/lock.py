@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from spancat_daemon.errors import about
 from spancat_daemon.release.survey import FolderBusy
 
 if TYPE_CHECKING:
@@ -138,13 +139,14 @@ def _locked(folder: Path, path: Path) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with about(path):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_lock(path, fd):  # else deleted meanwhile: holding it excludes nobody
                 return fd
         except OSError as error:
             holder = _read_holder(fd)
             os.close(fd)
-            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+            if error.errno != errno.EWOULDBLOCK:
                 raise
             raise HeldElsewhere(folder, holder) from None
         os.close(fd)

@@ -8,16 +8,16 @@ import stat
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from spancat_daemon.checkpoint.tree import shown
-from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError
+from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, name_place
 from spancat_daemon.release.copying import Copier, Intake, UnreadableSourceError, same_content
 from spancat_daemon.release.manifest import MODEL_NAME, FileDigest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from spancat_daemon.checkpoint.contents import Plan, Planned
     from spancat_daemon.checkpoint.tree import Source
@@ -257,7 +257,7 @@ class Placing:
             error.where = error.where or self._where(path)
             raise
         except OSError as error:
-            named(error, self._path / path)
+            name_place(error, self._path / path)
             raise
 
     def _where(self, path: str) -> str:
@@ -287,9 +287,3 @@ def _open_previous(previous: Release | None) -> int | None:
         return os.open(previous.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None  # then everything is copied
-
-
-def named(error: OSError, path: Path) -> None:
-    """Let a system error say which file it is about; it only knows what the call was given."""
-    if error.filename is None or not Path(error.filename).is_absolute():
-        error.filename = str(path)

@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from spancat_daemon.errors import name_place
+
 
 def remove_tree(path: Path) -> None:
     """Remove `path` and everything below it; nothing happens if it isn't there.
@@ -22,8 +24,8 @@ def remove_tree(path: Path) -> None:
         try:
             _remove(parent, path.name)
         except OSError as error:
-            if error.filename is not None and not Path(error.filename).is_absolute():
-                error.filename = f"{path.parent}/…/{error.filename}"
+            inside = error.filename if isinstance(error.filename, str) else ""
+            name_place(error, path / "…" / inside if inside and inside != path.name else path)
             raise
         finally:
             os.close(parent)

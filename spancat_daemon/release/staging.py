@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from spancat_daemon.checkpoint.contents import Plan, Planned
 from spancat_daemon.checkpoint.tree import Source, SourceFile, Stamp, shown
 from spancat_daemon.checkpoint.wholeness import DigestProof
-from spancat_daemon.errors import Rejected, SpancatDaemonError
-from spancat_daemon.release.copying import write_all
+from spancat_daemon.errors import Rejected, SpancatDaemonError, name_place
+from spancat_daemon.release.copying import write_whole
 from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.manifest import MANIFEST_NAME, MODEL_NAME, FileDigest, content_digest, dump
 from spancat_daemon.release.placing import (
@@ -25,7 +25,6 @@ from spancat_daemon.release.placing import (
     Abandoned,
     Placing,
     directories_of,
-    named,
     planned_bytes,
 )
 from spancat_daemon.release.removal import remove_tree
@@ -294,7 +293,7 @@ def seal(staged: Staged, manifest: Manifest, durability: Durability = DURABLE) -
         fd = os.open(MANIFEST_NAME, CREATE, FILE_MODE, dir_fd=root)
         try:
             os.fchmod(fd, FILE_MODE)
-            write_all(fd, dump(manifest), 0)
+            write_whole(fd, dump(manifest))
             # Every change comes before the first fsync: that one takes them all into one journal commit.
             os.fchmod(root, DIRECTORY_MODE)
             durability.sync_file(fd)
@@ -308,7 +307,7 @@ def seal(staged: Staged, manifest: Manifest, durability: Durability = DURABLE) -
                 os.close(fd)
         durability.sync_directory(root)
     except OSError as error:
-        named(error, staged.path)
+        name_place(error, staged.path)
         raise
     finally:
         os.close(root)
