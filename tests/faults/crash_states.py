@@ -14,6 +14,7 @@ The model is weaker than any journaling file system, so what holds in it holds o
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -104,6 +105,8 @@ class Relied:
                 return replace(self, number=max(self.number, int(value)))
             case "prunes":
                 return replace(self, prunes=value == "begin")
+            case "stages":
+                return self
         raise ValueError(told)
 
 
@@ -202,9 +205,7 @@ class Disk:
         """The ways in which the directories in sight may have come to the disk."""
         ranges = self.unsure(self.in_sight()[0])
         every: Iterable[tuple[int, ...]] = itertools.product(*ranges.values())
-        count = 1
-        for lengths in ranges.values():
-            count *= len(lengths)
+        count = math.prod(len(some) for some in ranges.values())
         if count > _MOST_NAMINGS:
             values = list(ranges.values())
             ends = [tuple(lengths[end] for lengths in values) for end in (0, -1)]

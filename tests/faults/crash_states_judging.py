@@ -11,6 +11,7 @@ from tests.faults.judge import STATE, history, judge
 from tests.faults.power_protocol import Publisher
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Collection
     from pathlib import Path
 
@@ -28,6 +29,9 @@ class Fleeting(Durability):
     def sync_file(self, fd: int) -> None: ...
     def sync_data(self, fd: int) -> None: ...
     def sync_directory(self, fd: int) -> None: ...
+
+
+FLEETING: Final = Fleeting()
 
 
 def faults_of(state: State, where: Path) -> list[str]:
@@ -51,15 +55,32 @@ def faults_of(state: State, where: Path) -> list[str]:
         shutil.rmtree(where)
 
 
-def recovered_faults(deploy: Path, generations: Collection[Generation], relied: Relied) -> list[str]:
-    """Recover a folder after a power cut, and say what is not allowed in it then."""
-    publisher = Publisher(deploy, deploy / "no checkpoint", durability=Fleeting())
+def recovered_faults(
+    deploy: Path,
+    generations: Collection[Generation],
+    relied: Relied,
+    *,
+    durability: Durability = FLEETING,
+    did: Counter[str] | None = None,
+) -> list[str]:
+    """Recover a folder after a power cut, and say what is not allowed in it then.
+
+    Args:
+        deploy: the folder.
+        generations: every checkpoint that was ever written.
+        relied: what must hold.
+        durability: how recovery makes things stay.
+        did: counts what recovery does, by the first word.
+    """
+    publisher = Publisher(deploy, deploy / "no checkpoint", durability=durability)
     try:
         recovered = publisher.start()
     except Exception as error:  # noqa: BLE001  # whatever it is, recovery must not end so
         return [f"recovery failed: {type(error).__name__}: {error}"]
     finally:
         publisher.close()
+    if did is not None:
+        did.update(action.split()[0] for action in recovered.actions)
     found = judge(deploy, generations)
     lines = history(deploy)
     commits = tuple(line["sha256"] for line in lines if line["kind"] == "commit")
@@ -77,7 +98,7 @@ def recovered_faults(deploy: Path, generations: Collection[Generation], relied: 
         found.append("a pin that was taken away is back")
     if relied.number >= folder.next_sequence():
         found.append(f"{folder.next_sequence()} is given a second time")
-    again = Publisher(deploy, deploy / "no checkpoint", durability=Fleeting())
+    again = Publisher(deploy, deploy / "no checkpoint", durability=durability)
     found += [f"a second recovery finds more to do: {action}" for action in again.start().actions]
     again.close()
     return found

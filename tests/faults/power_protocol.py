@@ -83,6 +83,7 @@ class Publisher:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         told: Callable[[str, str], None] = told_nobody,
         model_bytes: int = 600,
+        first: int = 0,
     ) -> None:
         """Prepares to work.
 
@@ -93,8 +94,10 @@ class Publisher:
             clock: the wall clock.
             told: what somebody relies on from now on: ``commit`` with the digest of its record, ``pinned``
                 and ``unpinned`` with an id, and before either ``pinning``; ``number`` with one that must not
-                be given again; ``prunes``, when releases ``begin`` to be removed, and at the ``end``.
+                be given again; ``prunes``, when releases ``begin`` to be removed, and at the ``end``;
+                ``stages`` with the number of a checkpoint.
             model_bytes: length of a model.
+            first: number of the first checkpoint.
         """
         self.folder = DeploymentFolder(deploy)
         self.generations: list[Generation] = []
@@ -103,7 +106,7 @@ class Publisher:
         self._clock = clock
         self._told = told
         self._model_bytes = model_bytes
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(first)
         self._history: History | None = None
 
     @property
@@ -219,7 +222,9 @@ class Publisher:
         self.folder.mark_announced(swapped.record.seq)
 
     def _stage(self) -> tuple[Staged, Manifest]:
-        write_checkpoint(self._checkpoint, next(self._numbers), model_bytes=self._model_bytes)
+        number = next(self._numbers)
+        self._told("stages", str(number))
+        write_checkpoint(self._checkpoint, number, model_bytes=self._model_bytes)
         self.generations.append(generation(self._checkpoint))
         with Source.open(self._checkpoint) as source:
             tree = source.scan()
@@ -239,11 +244,6 @@ class Publisher:
         sequence = self.folder.next_sequence(history=self.history)
         previous = live.id if live else None
         return manifest_of(sequence, staged.files, created=self._clock(), previous=previous)
-
-
-def begin(publisher: Publisher, number: int) -> None:
-    """Let it go on with the generations after those of an earlier publisher."""
-    publisher._numbers = itertools.count(number)
 
 
 def _plan(tree: Tree) -> Plan:
