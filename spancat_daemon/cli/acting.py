@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -78,19 +76,13 @@ def _deployment(chosen: Scope, rule: str, verb: str) -> Iterator[Deployment]:
 
 
 def _refuse_to_take_over(folder: Path, verb: str) -> None:
-    """Keeps root from leaving files in another user's folder, which that user's daemon could not use."""
-    if os.geteuid():
-        return
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    owner = there.stat().st_uid
-    if owner == 0:
-        return
-    try:
-        name = pwd.getpwuid(owner).pw_name
-    except KeyError:
-        name = str(owner)
-    raise UsageError(
-        f"belongs to {name}, and what root makes in it {name}'s daemon could not use",
-        where=str(there),
-        hint=f"runuser -u {name} -- spancat-daemon {verb} …, or start the daemon and ask again",
-    )
+    from spancat_daemon.deploying.ownership import taken_over_from  # noqa: PLC0415  # as above
+
+    taken = taken_over_from(folder)
+    if taken is not None:
+        there, name = taken
+        raise UsageError(
+            f"belongs to {name}, and what root makes in it {name}'s daemon could not use",
+            where=str(there),
+            hint=f"runuser -u {name} -- spancat-daemon {verb} …, or start the daemon and ask again",
+        )

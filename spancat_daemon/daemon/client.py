@@ -13,6 +13,7 @@ from spancat_daemon.daemon import http1
 from spancat_daemon.daemon.unix_socket import connect
 from spancat_daemon.errors import ExitCode, NoDaemon, SpancatDaemonError, UsageError
 from spancat_daemon.observe import jsonline
+from spancat_daemon.release.survey import FolderBusy
 
 if TYPE_CHECKING:
     import socket
@@ -22,8 +23,21 @@ _ANSWER_LIMIT_BYTES: Final = 64 << 20
 _CONNECT_TIMEOUT_S: Final = 5.0
 _KINDS: Final = {
     kind.__name__: kind
-    for kind in (UsageError, NoDaemon, errors.Rejected, errors.Moved, errors.Vanished, SpancatDaemonError)
+    for kind in (
+        UsageError,
+        NoDaemon,
+        errors.Rejected,
+        errors.RolledBack,
+        errors.Moved,
+        errors.Vanished,
+        FolderBusy,
+        SpancatDaemonError,
+    )
 }
+
+
+class NoAnswer(SpancatDaemonError):  # noqa: N818  # a state that callers branch on
+    """The daemon went away, or took too long: what it was asked for may have happened, or still happen."""
 
 
 class ControlClient:
@@ -43,8 +57,9 @@ class ControlClient:
 
         Raises:
             NoDaemon: nobody listens on the socket.
+            NoAnswer: the daemon went away, or did not answer in time.
             SpancatDaemonError: what the daemon refused or failed at, of the class and with the exit code that
-                it has there; or the daemon can't be reached or did not answer in time.
+                it has there; or the daemon can't be reached.
         """
         with self._connected() as connection:
             try:
@@ -54,13 +69,16 @@ class ControlClient:
                 status, answer = http1.read_response(connection, deadline, limit_bytes=_ANSWER_LIMIT_BYTES)
                 value = orjson.loads(answer)
             except TimeoutError as error:
-                raise self._failed(
+                raise NoAnswer(
                     f"the daemon did not answer within {self._timeout_s:g} s",
-                    "what was asked for may still happen: see `spancat-daemon status`",
+                    where=str(self.path),
+                    hint="what was asked for may still happen: see `spancat-daemon status`",
                 ) from error
             except OSError as error:
-                raise self._failed(
-                    "the daemon went away before it answered", "see its log, and `spancat-daemon status`"
+                raise NoAnswer(
+                    "the daemon went away before it answered",
+                    where=str(self.path),
+                    hint="see its log, and `spancat-daemon status`",
                 ) from error
             except (http1.BadMessage, orjson.JSONDecodeError) as error:
                 raise self._failed(

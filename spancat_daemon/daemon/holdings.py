@@ -25,6 +25,7 @@ class Holdings:
         has_logged: Callable[[str, str], bool],
         loaders: WarmLoaders,
         wake: Callable[[], None],
+        control: Path,
     ) -> None:
         """Starts with none.
 
@@ -33,11 +34,13 @@ class Holdings:
             has_logged: whether the log file has a history line.
             loaders: who loads the snapshots of all of them.
             wake: told when one of them leaves room for others.
+            control: the socket that whoever finds a folder held can ask at.
         """
         self._log = log
         self._has_logged = has_logged
         self._loaders = loaders
         self._wake = wake
+        self._control = control
         self._by_folder: dict[Path, Deployment] = {}
 
     def all(self) -> list[Deployment]:
@@ -47,6 +50,16 @@ class Holdings:
     def by_rule(self, rule: str) -> Deployment | None:
         """The deployment of a rule, or of one match of a globbed rule."""
         return next((held for held in self.all() if held.target.rule == rule), None)
+
+    def by_folder(self, folder: Path) -> Deployment | None:
+        """The deployment of a folder, under whatever path it is known there."""
+        return next((held for held in self.all() if _same(held.target.deploy, folder)), None)
+
+    def reachable_at(self, control: Path) -> None:
+        """Tells those who find a folder held at which socket they can ask from now on."""
+        self._control = control
+        for held in self.all():
+            held.reachable_at(control)
 
     def open(self, target: Target, *, min_free_bytes: int) -> Deployment:
         """A deployment for a target, not held yet and not one of these."""
@@ -59,6 +72,7 @@ class Holdings:
             loaders=self._loaders,
             wake=self._wake,
             resumes=True,
+            control=self._control,
         )
 
     def follow(
@@ -105,3 +119,10 @@ class Holdings:
         dropped = [held for folder, held in self._by_folder.items() if folder not in by_folder]
         self._by_folder = by_folder
         return changed, dropped
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 from spancat_daemon import __version__
+from spancat_daemon.checkpoint.contents import Contents
+from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.config.expand import find_target
 from spancat_daemon.daemon.control import NoSuchRoute
-from spancat_daemon.errors import SpancatDaemonError, UsageError
+from spancat_daemon.deploying.refusal import Refused
+from spancat_daemon.deploying.saves import Saved
+from spancat_daemon.errors import Rejected, SpancatDaemonError, UsageError
+from spancat_daemon.release import incoming
+from spancat_daemon.release import manifest as manifests
+from spancat_daemon.release.folder import FolderBusy
+from spancat_daemon.release.staging import Abandoned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from spancat_daemon.config.expand import Target
     from spancat_daemon.config.model import Configuration
     from spancat_daemon.daemon.dispatch import Dispatcher
     from spancat_daemon.daemon.holdings import Holdings
@@ -50,6 +61,7 @@ class Requests:
         self._routes: dict[tuple[str, str], Callable[[Mapping[str, Any]], Any]] = {
             ("GET", "/v1/status"): self._status,
             ("POST", "/v1/snapshot"): self._snapshot,
+            ("POST", "/v1/save"): self._save,
             ("POST", "/v1/rollback"): lambda body: self._on_folder(
                 body,
                 lambda held: held.rollback(
@@ -94,11 +106,42 @@ class Requests:
         self._service.dispatcher.mended(_text(body, "rule"))
         return promoted
 
+    def _save(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        folder, contents = Path(_text(body, "deploy")), _text(body, "contents", optional=True)
+        if contents not in {None, *get_args(Contents)}:
+            raise UsageError(f"contents = {contents!r} is none of {', '.join(get_args(Contents))}")
+        component, origin, name = (_text(body, key) for key in ("component", "origin", "incoming"))
+        held = self._service.holdings.by_folder(folder)
+        if held is None:
+            raise FolderBusy("is not this daemon's any more", where=str(folder))
+        with _explained(held.target), incoming.take(held.folder.incoming_path, name) as entry:
+            saved = Saved(
+                path=entry.path,
+                origin=shown(origin),
+                component=component,
+                contents=cast("Contents | None", contents),
+                force=_flag(body, "force"),
+                again=_flag(body, "again"),
+            )
+            try:
+                made = held.save(saved)
+            except Abandoned as error:
+                raise FolderBusy("the daemon stops", where=error.where) from error
+            except Refused as error:  # with the findings of its own, which the asker gets as text
+                raise Rejected(error.reason, where=error.where, hint=error.hint) from error
+        self._service.dispatcher.mended(held.target.rule)
+        return {
+            "published": made.published,
+            "release": made.release.id,
+            "path": str(made.release.path),
+            "manifest": manifests.dump(made.release.manifest).decode(),
+        }
+
     def _on_folder(self, body: Mapping[str, Any], act: Callable[[Deployment], Any]) -> Any:
         service = self._service
         target = find_target(service.configuration, _text(body, "rule"))
         held = service.holdings.by_rule(target.rule)
-        try:
+        with _explained(target):
             if held is not None:
                 return act(held)
             # A match of a glob whose source is gone: its folder is nobody's until somebody asks
@@ -106,10 +149,6 @@ class Requests:
                 target, min_free_bytes=service.configuration.daemon.min_free
             ) as opened:
                 return act(opened)
-        except OSError as error:
-            raise SpancatDaemonError(
-                error.strerror or str(error), where=os.fsdecode(error.filename or target.deploy)
-            ) from error
 
     def _status(self, _body: Mapping[str, Any]) -> dict[str, Any]:
         service = self._service
@@ -143,6 +182,17 @@ class Requests:
             "failures": lane.failures,
             "next_run": _instant(next_run) if next_run else None,
         }
+
+
+@contextmanager
+def _explained(target: Target) -> Iterator[None]:
+    """Tells the asker of what the system refused."""
+    try:
+        yield
+    except OSError as error:
+        raise SpancatDaemonError(
+            error.strerror or str(error), where=os.fsdecode(error.filename or target.deploy)
+        ) from error
 
 
 def _text(body: Mapping[str, Any], name: str, *, optional: bool = False) -> Any:

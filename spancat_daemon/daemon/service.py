@@ -82,7 +82,11 @@ class Service:
         self._feed_every_s = interval_s / 3 if interval_s else None
         self._loaders = WarmLoaders(at_most=_loaders_for(configuration))
         self.holdings = Holdings(
-            log=self.log, has_logged=self._has_logged, loaders=self._loaders, wake=self.wake
+            log=self.log,
+            has_logged=self._has_logged,
+            loaders=self._loaders,
+            wake=self.wake,
+            control=configuration.daemon.control_socket,
         )
         self.dispatcher = Dispatcher(
             workers=configuration.daemon.workers, monotonic=time.monotonic, wake=self.wake, log=self.log
@@ -338,6 +342,7 @@ class Service:
             changed = self._follow(hold=True, configuration=fresh)
             undo.pop_all()
         if control is not None:
+            self.holdings.reachable_at(control.path)
             self._stop_listening()
             self._control = control
         self.dispatcher.resize(fresh.daemon.workers)

@@ -58,12 +58,23 @@ class Chronicle:
         *,
         log: Logger,
         has_logged: Callable[[str, str], bool],
+        is_the_log: bool = True,
     ) -> None:
-        """Tells `log`; `has_logged` tells if the log file has the event of a rule and a history digest."""
+        """Tells what happens.
+
+        Args:
+            target: whose folder.
+            folder: it.
+            log: told.
+            has_logged: whether the log file has the event of a rule and a history digest.
+            is_the_log: whether `log` is the one that is to tell each swap once; else whoever has that tells
+                it later.
+        """
         self.target = target
         self._folder = folder
         self._base = log
         self._has_logged = has_logged
+        self._is_the_log = is_the_log
         self._told = 0  # number of the last commit that was told, also where no mark of it can be made
         self._refusal: tuple[Tree | None, str] | None = None
         self._unreadable: set[str] = set()
@@ -81,7 +92,7 @@ class Chronicle:
     def started(self, request: Request) -> None:
         """A settled checkpoint is staged from now on."""
         self._log.info(
-            "snapshot.started", trigger=request.trigger, forced=request.forced, source=self.target.source
+            "snapshot.started", trigger=request.trigger, forced=request.forced, source=self._source(request)
         )
 
     def unchanged(self, request: Request, outcome: Unchanged) -> None:
@@ -89,19 +100,23 @@ class Chronicle:
         if outcome.read or request.trigger not in QUIET_TRIGGERS:
             self._log.info("snapshot.unchanged", trigger=request.trigger, release=outcome.live)
 
-    def rejected(self, error: Rejected, trigger: Trigger, tree: Tree | None) -> None:
+    def _source(self, request: Request) -> str:
+        return request.origin or str(self.target.source)
+
+    def rejected(self, error: Rejected, request: Request, tree: Tree | None) -> None:
         """A checkpoint must not go live; told once for the same files and reason, unless somebody asked."""
         before, self._refusal = self._refusal, (tree, str(error))
-        if before == self._refusal and trigger in QUIET_TRIGGERS:
+        if before == self._refusal and request.trigger in QUIET_TRIGGERS:
             return
         log = self._log.info if isinstance(error, RolledBack) else self._log.error
+        source = self._source(request)
         log(
             "snapshot.rejected",
-            trigger=trigger,
+            trigger=request.trigger,
             reason=error.reason,
-            path=error.where or str(self.target.source),
+            path=error.where or source,
             hint=error.hint,
-            source=self.target.source,
+            source=source,
             **_found_out(error),
         )
 
@@ -128,7 +143,10 @@ class Chronicle:
             self._log.info("release.published" if first else "release.overwrite", **payload)
         self._told = record.seq
         with contextlib.suppress(OSError):  # a full disk: at worst the event comes twice after a crash
-            self._folder.mark_announced(record.seq)
+            if self._is_the_log:
+                self._folder.mark_announced(record.seq)
+            elif not self._folder.announced_path.exists():
+                self._folder.mark_announced(0)  # nothing was told yet; without it, nobody could know
         return payload
 
     def _tell_why(self, record: Record) -> None:
@@ -150,12 +168,15 @@ class Chronicle:
             )
 
     def missed(self, history: History) -> None:
-        """The last swap, if a crash came between its commit and its event."""
-        committed = history.committed
-        if committed > self._folder.announced() and committed != self._told:
-            for record in history.records():
-                if record.seq == committed:
-                    self.swapped(record)
+        """Swaps that nobody told yet: of whoever has no log, and one that a crash kept out of it."""
+        told = max(self._folder.announced(), self._told)
+        if history.committed <= told or not self._is_the_log:
+            return
+        if not told and not self._folder.announced_path.exists():
+            told = history.committed - 1  # the mark was lost: most of them were told
+        for record in history.records():
+            if record.kind == "commit" and record.seq > told:
+                self.swapped(record)
 
     def recovered(self, recovered: Recovered, history: History) -> None:
         """What recovery found and did."""

@@ -17,8 +17,9 @@ from spancat_daemon.deploying.follow_up import FollowUp
 from spancat_daemon.deploying.holding import Holding
 from spancat_daemon.deploying.keeping import Keeping
 from spancat_daemon.deploying.promotion import promote
-from spancat_daemon.deploying.refusal import LIMIT_AGAIN_S, Refusal, Refused
+from spancat_daemon.deploying.refusal import LIMIT_AGAIN_S, Refusal, Refused, Underivable
 from spancat_daemon.deploying.rollback import go_back
+from spancat_daemon.deploying.saves import Saves
 from spancat_daemon.deploying.snapshot import Known, Request, Tools, Unchanged, take
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, Vanished
 from spancat_daemon.release import rejects
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
+    from spancat_daemon.deploying.saves import Made, Saved
     from spancat_daemon.deploying.snapshot import Trigger
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.history import History, Record
@@ -93,6 +95,8 @@ class Deployment:
         durability: Durability = DURABLE,
         wake: Callable[[], None] = lambda: None,
         resumes: bool = False,
+        control: Path | None = None,
+        is_the_log: bool = True,
     ) -> None:
         """Prepares to hold a folder.
 
@@ -108,11 +112,15 @@ class Deployment:
             durability: how bytes are made to stay.
             wake: told when a snapshot begins, or ends, to wait for something that leaves room for others.
             resumes: whether it takes up, on entering, what was to follow a swap and did not come to its end.
+            control: the socket that whoever finds the folder held can ask at.
+            is_the_log: whether `log` is the one that is to tell each swap once.
         """
         self.target = target
         self.folder = DeploymentFolder(target.deploy)
         self.min_free_bytes = min_free_bytes
-        self._chronicle = Chronicle(target, self.folder, log=log, has_logged=has_logged)
+        self._chronicle = Chronicle(
+            target, self.folder, log=log, has_logged=has_logged, is_the_log=is_the_log
+        )
         self._resumes = resumes
         self._stop = threading.Event()
         self._tools = Tools(
@@ -130,6 +138,7 @@ class Deployment:
             self.folder,
             self._chronicle,
             holder=holder,
+            control=control,
             kind=lambda: self.target.watch.swap,
             now=self._tools.now,
             durability=durability,
@@ -150,6 +159,18 @@ class Deployment:
             watch=lambda: self.target.watch,
             now=self._tools.now,
             durability=durability,
+        )
+        self._saves = Saves(
+            self.folder,
+            self._chronicle,
+            alone=self._holding.alone,
+            ready=self._ready,
+            target=lambda: self.target,
+            min_free_bytes=lambda: self.min_free_bytes,
+            on_probation=lambda: self.on_probation,
+            make_room=self._make_room,
+            published=self._published,
+            tools=self._tools,
         )
         self._known = Known()
         self._known_of = target
@@ -215,6 +236,10 @@ class Deployment:
         if target.watch != before.watch:
             self._follow_up.retarget(target.watch)
 
+    def reachable_at(self, control: Path) -> None:
+        """Tells those who find the folder held at which socket they can ask from now on."""
+        self._holding.reachable_at(control)
+
     def recover(self) -> None:
         """Repairs what a crash left in the folder and logs each swap that the log has not seen."""
         self._holding.recover()
@@ -241,13 +266,12 @@ class Deployment:
                 was rolled back, or what is live is on probation.
             since_s: monotonic time at which the asking began; now, if it is not given.
         """
-        began = self._tools.monotonic() if since_s is None else since_s
+        request = Request(trigger, force, self._tools.monotonic() if since_s is None else since_s)
         with self._holding.alone:
             try:
                 self.hold()
                 if self._holding.history.pending_intent() is not None:
                     self.recover()  # a swap that is live already may be on probation
-                request = Request(trigger, force, began)
                 if not request.explicit and (waits_for := self.on_probation) is not None:
                     return Result(
                         "probation", waits_for, f"{waits_for} is on probation; --force does not wait for it"
@@ -265,9 +289,13 @@ class Deployment:
             except Abandoned as error:
                 return self._result("abandoned", error)
             except Rejected as error:
-                return self._rejected(error, trigger)
+                return self._rejected(error, request)
             except (OSError, SpancatDaemonError) as error:
                 return self._failed(error, trigger)
+
+    def save(self, saved: Saved) -> Made:
+        """Makes what somebody saved live, on the terms of the rule; raises what `Saves.take` does."""
+        return self._saves.take(saved)
 
     def _make_room(self) -> bool:
         """Lets all rejected snapshots go; whether there were any."""
@@ -313,8 +341,7 @@ class Deployment:
             self._chronicle.unchanged(request, outcome)
             return Result("unchanged", outcome.live, "the content is live already", tree=outcome.tree)
         self._known = Known(live=(outcome.tree, outcome.swapped.release.id))
-        self._swapped(outcome.swapped.record)
-        self.keeping.retain(self._holding.history)
+        self._published(outcome.swapped.record)
         return Result("published", outcome.swapped.release.id, tree=outcome.tree)
 
     # -- what is live ---------------------------------------------------------------------------------------
@@ -420,13 +447,17 @@ class Deployment:
         self._follow_up.begin(record, self.target.watch)
         return payload
 
+    def _published(self, record: Record) -> None:
+        self._swapped(record)
+        self.keeping.retain(self._holding.history)
+
     # -- outcomes -------------------------------------------------------------------------------------------
 
-    def _rejected(self, error: Rejected, trigger: Trigger) -> Result:
-        self._chronicle.rejected(error, trigger, self._judged)
+    def _rejected(self, error: Rejected, request: Request) -> Result:
+        self._chronicle.rejected(error, request, self._judged)
         # What could not be read may be readable the next time, though nothing has changed.
         if self._judged is not None and not isinstance(error.__cause__, (OSError, UnreadableSourceError)):
-            by_limit = isinstance(error, Refused) and error.by_limit
+            by_limit = isinstance(error, Refused | Underivable) and error.by_limit
             until_s = self._tools.monotonic() + LIMIT_AGAIN_S if by_limit else None
             refused = Refusal(self._judged, self._judged_by, self.live_id(), error, until_s)
             self._known = replace(self._known, refused=refused)

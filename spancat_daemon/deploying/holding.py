@@ -98,10 +98,10 @@ class Holding:
 
     def reachable_at(self, control: Path) -> None:
         """Tells those who find the folder held where its holder can be asked from now on."""
-        with self.alone:
-            self._control = control
-            if self._lock is not None and self._is_held():
-                self._lock.reachable_at(control)
+        self._control = control
+        lock = self._lock
+        if lock is not None and lock.is_held():
+            lock.reachable_at(control)
 
     def let_go(self) -> None:
         """Lets the folder go, once what was let out of `alone` has come back."""

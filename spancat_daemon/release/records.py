@@ -191,8 +191,8 @@ class Standing:
         order: ids of the releases that were live, as one would go back through them: a rollback takes those
             it leaves out, so that the next one goes further back and not forth again.
         released: ids of the releases that were published and not pruned.
-        barred: contents that a rollback, or a change by hand, left; they become live again by an explicit
-            command only.
+        barred: contents that a rollback, a change by hand, or something saved by hand, left; they become live
+            again by an explicit command only.
         highest: the highest sequence number of a release it names.
     """
 
@@ -275,7 +275,7 @@ class Standing:
         self.order.append(release)
         self.released.add(release)
         left, content = data.get("previous_content_sha256"), data.get("content_sha256")
-        if back and isinstance(left, str):
+        if (back or data.get("saved")) and isinstance(left, str):
             self.barred.add(left)
         if isinstance(content, str):
             self.barred.discard(content)

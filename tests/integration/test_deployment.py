@@ -236,7 +236,8 @@ def test_what_was_rolled_back_is_refused_without_alarm(held: Deployment, tmp_pat
     refused = look(held, "manual")
     assert (refused.status, refused.reason) == (
         "rejected",
-        "its content was live and was rolled back; `snapshot --force` makes it live again",
+        "its content was live and was rolled back, or replaced by save();"
+        " `snapshot --force` makes it live again",
     )
     (told,) = log.of("snapshot.rejected")
     assert told["path"] == str(held.target.source)
@@ -451,7 +452,11 @@ def test_a_refused_reload_does_not_wait_for_what_its_new_folders_took_up(
     other.prepare()
     with other.lock("somebody else"), WarmLoaders(at_most=1) as loaders:
         holdings = Holdings(
-            log=cast("Logger", log), has_logged=lambda _rule, _sha: False, loaders=loaders, wake=lambda: None
+            log=cast("Logger", log),
+            has_logged=lambda _rule, _sha: False,
+            loaders=loaders,
+            wake=lambda: None,
+            control=tmp_path / "control.sock",
         )
         began = time.monotonic()
         with pytest.raises(FolderBusy):

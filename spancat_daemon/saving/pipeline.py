@@ -1,0 +1,73 @@
+"""A pipeline in memory: whether it is fit to be saved, what it is called, and writing it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spancat_daemon.checkpoint.tree import shown
+from spancat_daemon.deploying.ownership import name_of
+from spancat_daemon.errors import SpancatDaemonError
+from spancat_daemon.serving.component import trained
+from spancat_daemon.serving.faults import brief
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+
+    from spancat_daemon.release.incoming import Entry
+
+
+def fit(nlp: Language, component: str) -> str:
+    """Return the name of the span categorizer of a pipeline that predicts as it stands.
+
+    Raises:
+        TypeError: it is no pipeline.
+        SpancatDaemonError: it lacks one, has several, or one that is not trained or not enabled.
+    """
+    if not all(hasattr(nlp, name) for name in ("to_disk", "component_names", "components", "disabled")):
+        raise TypeError(f"nlp must be a pipeline of spaCy, such as spacy.load() returns, not {type(nlp)!r}")
+    name = trained(nlp, component)
+    disabled = set(nlp.disabled)
+    if name in disabled:
+        raise SpancatDaemonError(
+            f"{name!r} is disabled, and would be wherever the release is loaded: it would predict nothing",
+            hint=f"nlp.enable_pipe({name!r}), or save after the `with nlp.select_pipes(…)`",
+        )
+    for other, pipe in nlp.components:
+        if other in disabled and name in getattr(pipe, "listening_components", ()):
+            raise SpancatDaemonError(
+                f"{other!r} is disabled, and {name!r} listens to it: it would predict nothing",
+                hint=f"nlp.enable_pipe({other!r}), or save after the `with nlp.select_pipes(…)`",
+            )
+    return name
+
+
+def origin_of(entry: Entry) -> str:
+    """Say where a pipeline is saved from: for people, and as nothing else was ever saved."""
+    user, host = name_of(os.geteuid()), os.uname().nodename
+    return shown(f"save() in {_program()} by {user} on {host} ({entry.name})")
+
+
+def write(nlp: Language, entry: Entry) -> None:
+    """Write all of it into an entry, as spaCy does; the pipeline stays as it is.
+
+    Raises:
+        SpancatDaemonError: one of its components can't be written.
+        OSError: the files can't be.
+    """
+    try:
+        nlp.to_disk(entry.path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise SpancatDaemonError(f"the pipeline can't be written: {brief(error)}") from error
+
+
+def _program() -> str:
+    if "ipykernel" in sys.modules:
+        return "a notebook"
+    main: Any = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file).name if file else "an interactive session"
