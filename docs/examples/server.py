@@ -9,11 +9,13 @@ whole, and the answer names it. Each worker follows what is live by itself.
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import spacy  # noqa: F401  # so early that it is frozen below
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel
 
@@ -50,6 +52,7 @@ class Answer(BaseModel):
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Follow what is live for as long as the server runs; without a model in a minute it does not start."""
+    gc.freeze()  # what is imported stays: to search it for garbage after each swap would halt all for 50 ms
     with HotModel(os.environ["MODELS"], warm_up=WARM_UP) as hot:
         await hot.ready(patience_s=60)
         app.state.hot = hot

@@ -20,7 +20,7 @@ from tests.web_server import Load, Server
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SWAPS = 51
+SWAPS = 50
 REQUESTS = 50_000
 SETTLED = 10  # swaps until the memory of a server is what it stays
 FLAT = 1.1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from spancat_daemon.config.load import load
+from tests import documented
 from tests.pipelines import build
 from tests.service import ROOT, run
 
@@ -29,7 +30,7 @@ NO_EVENTS = {
 
 def blocks(language: str) -> Iterator[str]:
     """The README's code blocks in a language."""
-    yield from re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    yield from (block.code for block in documented.blocks(ROOT / "README.md", language))
 
 
 @pytest.fixture(scope="module")
