@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from spancat_daemon.checkpoint.contents import standing_alone
 from spancat_daemon.checkpoint.reduce import USE_COMPONENT
 from spancat_daemon.deploying.refusal import Underivable
+from spancat_daemon.errors import Rejected
 from spancat_daemon.release.staging import copies, stage_derived
 from spancat_daemon.verify.verdict import Grafted, Grafting
 from spancat_daemon.verify.verification import answer
@@ -48,10 +49,11 @@ def derive(
         tools: clocks, durability and loaders.
 
     Raises:
-        Underivable: it does not load, or does not predict the same afterwards, or came to a limit.
+        Underivable: it does not load, or does not predict the same afterwards, or came to a limit; or what
+            was made of it is no model.
         CannotVerify: there is no loader.
         Moved: the folder was let go meanwhile.
-        Rejected, Lacking, Abandoned, OSError: as `stage_derived`. In any case nothing is left behind.
+        Lacking, Abandoned, OSError: as `stage_derived`. In any case nothing is left behind.
     """
     grafting = Grafting(
         subject=subject,
@@ -64,18 +66,26 @@ def derive(
     with tools.verifying(staged.path.name):
         verdict = answer(grafting, terms.watch.verify, tools.loaders, tools.abandoned)
     if not isinstance(verdict, Grafted):
-        raise Underivable(
-            f"{subject.component!r} could not be made standalone: {verdict.reason or 'for no reason given'}",
-            by_limit=verdict.fault == "limit",
-            where="",
-            hint=USE_COMPONENT,
+        reason = verdict.reason or "for no reason given"
+        raise _underivable(subject, reason, by_limit=verdict.fault == "limit")
+    try:
+        return stage_derived(
+            staged,
+            standing_alone(staged.plan, copies(staged.path, staged.files), verdict.model),
+            staging_path=staging_path,
+            previous=previous,
+            min_free_bytes=min_free_bytes,
+            durability=tools.durability,
+            abandoned=tools.abandoned,
         )
-    return stage_derived(
-        staged,
-        standing_alone(staged.plan, copies(staged.path, staged.files), verdict.model),
-        staging_path=staging_path,
-        previous=previous,
-        min_free_bytes=min_free_bytes,
-        durability=tools.durability,
-        abandoned=tools.abandoned,
+    except Rejected as error:  # its place is one that nobody can look into
+        raise _underivable(subject, f"what was made of it {error.reason}") from error
+
+
+def _underivable(subject: Subject, reason: str, *, by_limit: bool = False) -> Underivable:
+    return Underivable(
+        f"{subject.component!r} could not be made standalone: {reason}",
+        by_limit=by_limit,
+        where="",
+        hint=USE_COMPONENT,
     )

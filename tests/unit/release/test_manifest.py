@@ -280,7 +280,17 @@ class TestRead:
         with pytest.raises(BadManifest, match=rf"^/the/path: '{key}' is not "):
             parse(changed(**{key: value}), where="/the/path")
 
-    @pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Manifest)])
+    def test_what_it_was_derived_from_may_be_missing_or_said(self) -> None:
+        document = json.loads(dump(a_manifest()))
+        assert document.pop("derived_from") is None
+        assert parse(json.dumps(document).encode(), where="").derived_from is None
+        assert parse(changed(derived_from="a" * 64), where="").derived_from == "a" * 64
+        with pytest.raises(BadManifest, match="'derived_from' is not a SHA-256 or null"):
+            parse(changed(derived_from="a" * 63), where="")
+
+    @pytest.mark.parametrize(
+        "key", [field.name for field in dataclasses.fields(Manifest) if field.name != "derived_from"]
+    )
     def test_names_the_key_that_is_missing(self, key: str) -> None:
         document = json.loads(dump(a_manifest()))
         del document[key]
