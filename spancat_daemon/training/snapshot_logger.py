@@ -28,6 +28,7 @@ the logger is set up.
 # No ``from __future__ import annotations``: spaCy makes the schema of [training.logger] from the real types.
 import contextlib
 import contextvars
+import copyreg
 import hashlib
 import json
 import os
@@ -42,6 +43,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import IO, Any, Callable, Deque, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple, Type
 
+import srsly
 from spacy.language import Language
 from spacy.strings import StringStore
 from spacy.training.loop import DIR_MODEL_BEST, DIR_MODEL_LAST
@@ -97,11 +99,17 @@ def snapshot_logger(
 
 
 def _console_logger() -> _Setup:
-    """Return the newest one that this spaCy has."""
-    name = "spacy.ConsoleLogger."
-    version = next((each for each in ("v3", "v2") if registry.has("loggers", name + each)), "v1")
-    made: _Setup = registry.get("loggers", name + version)()
-    return made
+    """Return the one that spaCy uses by default, or a later one, should that be gone."""
+    found: Optional[_Setup] = None
+    for version in ("v1", "v2", "v3"):
+        # To look for one that is missing loads them all, and fails where any of them is broken
+        with contextlib.suppress(Exception):
+            found = found or registry.get("loggers", f"spacy.ConsoleLogger.{version}")()
+    return found or _silent
+
+
+def _silent(*_: Any) -> Tuple[_LogStep, _Finalize]:
+    return lambda _: None, lambda: None
 
 
 class _Voice:
@@ -334,7 +342,8 @@ class _Training:
         meta[_META_KEY] = {**(meta.get(_META_KEY) or {}), "step": self._logged}
         if info is None:
             meta["performance"] = {}  # of the last evaluation, not of these parameters
-        text = json.dumps(meta, indent=2, ensure_ascii=False, default=lambda number: number.item())
+        plain = json.loads(json.dumps(meta, default=lambda number: number.item()))  # scores may be numpy's
+        text = srsly.json_dumps(plain, indent=2)  # type: ignore[attr-defined]
         before = {"meta.json": text.encode("utf-8"), "config.cfg": self._config}
         return _Copy(self._logged, {**before, **files}, self._strings)
 
@@ -380,8 +389,9 @@ def _watched(kind: Type[Language], training: _Training) -> Type[Language]:
 
     def reduce_ex(self: Any, protocol: Any) -> Any:
         reduced = kind.__reduce_ex__(self, protocol)
-        arguments = tuple(kind if each is type(self) else each for each in reduced[1])
-        return (reduced[0], arguments, *reduced[2:])
+        if reduced[0] is not copyreg.__newobj__ or reduced[1] != (type(self),):  # type: ignore[attr-defined]
+            return reduced  # its class has a way of its own
+        return (object.__new__, (kind,), *reduced[2:])
 
     space = {
         "to_disk": to_disk,
