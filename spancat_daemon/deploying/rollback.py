@@ -72,6 +72,12 @@ def go_back(
             where=where,
             hint="roll back again if it is to go too, or name the release to go back to",
         )
+    passed: list[str] = []
+
+    def pass_over(release: Release, findings: Sequence[Finding]) -> None:
+        passed.append(f"{release.path}: {findings[0]}")
+        passed_over(release, findings)
+
     if name is not None:
         chosen: Release | None = folder.find(name, history=history)
     else:
@@ -82,7 +88,11 @@ def go_back(
             not_content=not_content,
             rather_not=history.doubtful() if unwell else (),
             pace=proceed,
-            passed_over=passed_over,
+            passed_over=pass_over,
+        )
+    if passed and chosen is None:
+        raise SpancatDaemonError(
+            f"no earlier release is whole: {passed[0]}", where=where, hint="`verify --all` shows them all"
         )
     if live_id is None or chosen is None:
         raise UsageError(

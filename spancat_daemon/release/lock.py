@@ -91,7 +91,8 @@ class Lock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             if unlock:
-                fcntl.flock(fd, fcntl.LOCK_UN)  # before a fork that has the descriptor lets go of it
+                with contextlib.suppress(OSError):  # closing it does so too, but for a fork that has it
+                    fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
 
