@@ -49,6 +49,7 @@ def _deployment(chosen: Scope, rule: str, verb: str) -> Iterator[Deployment]:
     import sys  # noqa: PLC0415
 
     from spancat_daemon.deploying.deployment import Deployment  # noqa: PLC0415  # as above
+    from spancat_daemon.deploying.whereabouts import Whereabouts  # noqa: PLC0415
     from spancat_daemon.observe import logs  # noqa: PLC0415
     from spancat_daemon.verify.warm import WarmLoaders  # noqa: PLC0415
 
@@ -68,6 +69,7 @@ def _deployment(chosen: Scope, rule: str, verb: str) -> Iterator[Deployment]:
                 loaders=loaders,
                 has_logged=output.has_history,
                 holder=f"spancat-daemon {verb}",
+                whereabouts=Whereabouts(configuration.daemon.state_dir, target.deploy),
             ) as deployment,
         ):
             yield deployment

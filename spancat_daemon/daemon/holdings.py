@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spancat_daemon.deploying.deployment import Deployment
+from spancat_daemon.deploying.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ class Holdings:
         has_logged: Callable[[str, str], bool],
         loaders: WarmLoaders,
         wake: Callable[[], None],
+        state_dir: Path,
         control: Path,
     ) -> None:
         """Starts with none.
@@ -34,12 +36,14 @@ class Holdings:
             has_logged: whether the log file has a history line.
             loaders: who loads the snapshots of all of them.
             wake: told when one of them leaves room for others.
+            state_dir: where it is remembered in which place each folder lies.
             control: the socket that whoever finds a folder held can ask at.
         """
         self._log = log
         self._has_logged = has_logged
         self._loaders = loaders
         self._wake = wake
+        self._state_dir = state_dir
         self._control = control
         self._by_folder: dict[Path, Deployment] = {}
 
@@ -72,6 +76,7 @@ class Holdings:
             loaders=self._loaders,
             wake=self._wake,
             resumes=True,
+            whereabouts=Whereabouts(self._state_dir, target.deploy),
             control=self._control,
         )
 

@@ -86,6 +86,7 @@ class Service:
             has_logged=self._has_logged,
             loaders=self._loaders,
             wake=self.wake,
+            state_dir=configuration.daemon.state_dir,
             control=configuration.daemon.control_socket,
         )
         self.dispatcher = Dispatcher(

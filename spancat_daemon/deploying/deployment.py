@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from spancat_daemon.config.expand import Target
     from spancat_daemon.deploying.saves import Made, Saved
     from spancat_daemon.deploying.snapshot import Trigger
+    from spancat_daemon.deploying.whereabouts import Whereabouts
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.history import History, Record
     from spancat_daemon.verify.verification import Stamps
@@ -95,6 +96,7 @@ class Deployment:
         durability: Durability = DURABLE,
         wake: Callable[[], None] = lambda: None,
         resumes: bool = False,
+        whereabouts: Whereabouts | None = None,
         control: Path | None = None,
         is_the_log: bool = True,
     ) -> None:
@@ -112,6 +114,7 @@ class Deployment:
             durability: how bytes are made to stay.
             wake: told when a snapshot begins, or ends, to wait for something that leaves room for others.
             resumes: whether it takes up, on entering, what was to follow a swap and did not come to its end.
+            whereabouts: what is remembered of where the folder lies, if anything.
             control: the socket that whoever finds the folder held can ask at.
             is_the_log: whether `log` is the one that is to tell each swap once.
         """
@@ -142,6 +145,7 @@ class Deployment:
             kind=lambda: self.target.watch.swap,
             now=self._tools.now,
             durability=durability,
+            whereabouts=whereabouts,
         )
         self._follow_up = FollowUp(
             self.folder,
@@ -444,6 +448,7 @@ class Deployment:
 
     def _swapped(self, record: Record) -> Mapping[str, Any]:
         payload = self._chronicle.swapped(record)
+        self._holding.remember_place()
         self._follow_up.begin(record, self.target.watch)
         return payload
 

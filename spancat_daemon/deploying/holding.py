@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spancat_daemon.deploying.chronicle import Chronicle
+    from spancat_daemon.deploying.whereabouts import Whereabouts
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.folder import DeploymentFolder
     from spancat_daemon.release.lock import Lock
@@ -39,6 +40,7 @@ class Holding:
         kind: Callable[[], Kind],
         now: Callable[[], datetime],
         durability: Durability,
+        whereabouts: Whereabouts | None = None,
     ) -> None:
         """Holds nothing yet.
 
@@ -50,6 +52,7 @@ class Holding:
             kind: how ``current`` is made where recovery finds it missing.
             now: the wall clock in UTC.
             durability: how bytes are made to stay.
+            whereabouts: what is remembered of where the folder lies, if anything.
         """
         self.alone = threading.RLock()
         self._folder = folder
@@ -59,6 +62,7 @@ class Holding:
         self._kind = kind
         self._now = now
         self._durability = durability
+        self._whereabouts = whereabouts
         self._at_rest = threading.Condition(self.alone)
         self._in_staging: set[str] = set()
         self._held = ExitStack()
@@ -73,6 +77,7 @@ class Holding:
 
         Raises:
             FolderBusy: another process holds it.
+            Elsewhere: it was on another disk, which is not mounted; nothing was made in its place.
             SpancatDaemonError: it is not one of ours, or its history is broken.
             OSError: it can't be created, read or written.
         """
@@ -83,6 +88,8 @@ class Holding:
             if self._history is not None:
                 self._folder.prepare(self._durability)
                 return False
+            if self._whereabouts is not None:
+                self._whereabouts.check(self._folder)
             with ExitStack() as held:
                 self._folder.prepare(self._durability)
                 self._lock = held.enter_context(self._folder.lock(self._holder, control=self._control))
@@ -131,6 +138,12 @@ class Holding:
                 spare=self._in_staging,
             )
             self._chronicle.recovered(recovered, history)
+            self.remember_place()
+
+    def remember_place(self) -> None:
+        """Remembers where the folder lies, and how far its history goes."""
+        if self._whereabouts is not None:
+            self._whereabouts.remember(self.history)
 
     def ready(self) -> History:
         """The history of a folder that is held, and in which nothing is left to be concluded.
