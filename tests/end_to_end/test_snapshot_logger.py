@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import spacy
 
-from tests import pythons, serving_python
+from tests import pythons
 from tests.integration.training.running import entries, signal, whole
 from tests.pipelines import predictions, texts
 from tests.service import until
+from tests.serving_python import find_or_install
 from tests.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ LOGGER = """
 @loggers = "spancat_daemon.SnapshotLogger.v1"
 every_steps = {every_steps}
 """
-KILLS = int(os.environ.get("SPANCAT_DAEMON_KILLS", "5"))
+KILLS = int(os.environ.get("SPANCAT_DAEMON_KILLS", "3"))
 
 
 def logged(every_steps: int) -> str:
@@ -108,11 +109,6 @@ def test_killed_at_any_time_it_leaves_whole_entries_and_what_the_next_one_remove
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["3.10", "3.8"])
-def old_python(request: pytest.FixtureRequest) -> ServingPython:
-    return serving_python.find_or_install(request.param)
-
-
 def judge_old(trainer: Trainer, old: ServingPython) -> None:
     said = signal(trainer.output)
     assert said is not None
@@ -124,8 +120,9 @@ def judge_old(trainer: Trainer, old: ServingPython) -> None:
     assert "SCORE" in trainer.said()
 
 
-def test_in_an_old_environment_the_copied_file_is_enough(tmp_path: Path, old_python: ServingPython) -> None:
+def test_in_an_old_environment_the_copied_file_is_enough(tmp_path: Path) -> None:
     """As with ``--code snapshot_logger.py``; what the trainer of the tests needs stands before it."""
+    old_python = find_or_install("3.8")
     code = (ROOT / "spancat_daemon/training/snapshot_logger.py").read_text()
     with Trainer(
         tmp_path, eval_frequency=4, max_steps=11, more=logged(3), python=old_python.path, code=code
@@ -137,15 +134,16 @@ def test_in_an_old_environment_the_copied_file_is_enough(tmp_path: Path, old_pyt
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (made,) = folder.glob("*.whl")
     return made
 
 
 def test_in_an_old_environment_the_package_installs_without_what_it_needs(
-    tmp_path: Path, old_python: ServingPython, wheel: Path
+    tmp_path: Path, wheel: Path
 ) -> None:
+    old_python = find_or_install("3.10")
     site = tmp_path / "site"  # not into the environment, which other tests share
     options = (
         "--quiet",
