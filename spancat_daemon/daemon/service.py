@@ -76,6 +76,7 @@ class Service:
         self._awake = False
         self._stop_signal = ""
         self._reopen = False
+        self._reload_refused = False
         self._reloads: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
         self._next_check_s = self._next_canary_s = self._next_reconcile_s = self._next_feed_s = 0.0
         interval_s = systemd.watchdog_interval_s()
@@ -265,7 +266,8 @@ class Service:
 
     def _summary(self) -> str:
         held = self.holdings.all()
-        return f"watching {len(held)} checkpoint{'' if len(held) == 1 else 's'}"
+        refused = "; the last reload was refused" if self._reload_refused else ""
+        return f"watching {len(held)} checkpoint{'' if len(held) == 1 else 's'}{refused}"
 
     # -- configuration --------------------------------------------------------------------------------------
 
@@ -311,7 +313,8 @@ class Service:
                 answer.set_result(self._reload())
             except (SpancatDaemonError, OSError) as error:
                 self._tell_refused(error)
-                systemd.notify_ready(f"{self._summary()}; the last reload was refused")
+                self._reload_refused = True
+                systemd.notify_ready(self._summary())
                 answer.set_exception(error)
 
     def _tell_refused(self, error: SpancatDaemonError | OSError) -> None:
@@ -353,6 +356,7 @@ class Service:
             self.dispatcher.flag(deployment.target.rule, "startup")
         rules = [deployment.target.rule for deployment in self.holdings.all()]
         self.log.info("daemon.reloaded", configuration=fresh.path, rules=len(rules))
+        self._reload_refused = False
         systemd.notify_ready(self._summary())
         return {"rules": rules}
 
