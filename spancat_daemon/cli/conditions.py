@@ -50,7 +50,7 @@ def inspect_conditions(located: Located) -> Iterator[Finding]:
     answers: dict[tuple[str, int], Answer] = {}
     able: set[int] = set()
     for index, watch in enumerate(located.configuration.watch):
-        if watch.verify.effective_level in {"load", "probes"}:
+        if watch.loads:
             found = _interpreter(located, index, watch, answers)
             if found.level == "ok":
                 able.add(index)

@@ -268,6 +268,11 @@ class Watch(Table):
     health: Health | None = None
     """What must be well after a swap."""
 
+    @property
+    def loads(self) -> bool:
+        """Whether spaCy is needed: to see a snapshot work, or to make what it is to hold."""
+        return self.contents == "standalone" or self.verify.effective_level in {"load", "probes"}
+
     @field_validator("name")
     @classmethod
     def _is_name(cls, value: str) -> str:

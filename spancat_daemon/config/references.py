@@ -71,7 +71,7 @@ def unusable_program(program: str) -> str:
 def _of(located: Located, index: int, watch: Watch, *, of_match: bool) -> Iterator[Problem]:
     rule = located.configuration.watch[index]
     at: KeyPath = ("watch", index)
-    if watch.verify.effective_level in {"load", "probes"}:
+    if watch.loads:
         python = watch.verify.python
         reason = "" if python is None or of_match else unusable_program(str(python))
         if reason:

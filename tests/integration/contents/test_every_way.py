@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import spacy
 
+from spancat_daemon.saving import save
 from spancat_daemon.serving import load_bytes, releases, to_bytes
 from tests.integration.contents.publishing import Loaders, scene
 from tests.pipelines import build, texts
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
     from spacy.language import Language
 
+    from spancat_daemon.checkpoint.contents import Contents
     from spancat_daemon.release.folder import Release
 
-CONTENTS = ("pipeline", "component", "standalone")
+CONTENTS: tuple[Contents, ...] = ("pipeline", "component", "standalone")
 TEXTS = 200
 
 
@@ -48,7 +50,14 @@ def published(folder: Path, contents: str, loaders: Loaders) -> Release:
     return live
 
 
-@pytest.mark.parametrize("variant", ["default", "singlelabel", "vectors"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "default",
+        "singlelabel",
+        *(pytest.param(other, marks=pytest.mark.exhaustive) for other in ("vectors", "custom_key", "bias")),
+    ],
+)
 def test_bytes_from_every_mode(variant: str, tmp_path: Path, loaders: Loaders) -> None:
     source = spacy.load(build(variant, tmp_path / "runs/model-best"))
     pipe: Any = source.get_pipe("spancat")
@@ -61,7 +70,16 @@ def test_bytes_from_every_mode(variant: str, tmp_path: Path, loaders: Loaders) -
         whole = spacy.load(release.path)
         file = load_bytes(release.path / "model.bin", like=release)
         saved = load_bytes(to_bytes(whole), like=release)
-        for way, nlp in (("spacy.load", whole), ("model.bin", file), ("to_bytes", saved)):
+        forced = save(source, tmp_path / "by force", contents=contents, verify="structure")
+        assert forced.manifest.contents == contents
+        ways = {
+            "spacy.load": whole,
+            "model.bin": file,
+            "to_bytes": saved,
+            "save": spacy.load(forced.path),
+            "model.bin of save": load_bytes(forced.path / "model.bin", like=forced),
+        }
+        for way, nlp in ways.items():
             found, others = predicted(nlp, pipe.key)
             assert found == spans, (contents, way)
             assert others == pytest.approx(scores, rel=0, abs=1e-6), (contents, way)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgpack  # type: ignore[import-untyped]  # it has no types, nor stubs
 import pytest
 
-from spancat_daemon.checkpoint.contents import Plan, plan
+from spancat_daemon.checkpoint.contents import Contents, Plan, plan
 from spancat_daemon.checkpoint.layout import read_layout
 from spancat_daemon.checkpoint.settle import Settled
 from spancat_daemon.checkpoint.tree import Source
@@ -80,7 +80,7 @@ class Checkpoint:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data.encode() if isinstance(data, str) else data)
 
-    def plan(self, contents: Literal["pipeline", "component"] = "component", component: str = "auto") -> Plan:
+    def plan(self, contents: Contents = "component", component: str = "auto") -> Plan:
         with Source.open(self.path) as source:
             tree = source.scan()
             cfgs = {
@@ -145,10 +145,8 @@ def test_tokenizer_may_be_a_folder(tmp_path: Path) -> None:
     assert "tokenizer/pkuseg_model/features.msgpack" in paths(checkpoint.plan())
 
 
-@pytest.mark.parametrize("contents", ["pipeline", "component"])
-def test_what_an_earlier_release_added_is_not_taken(
-    contents: Literal["pipeline", "component"], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("contents", ["pipeline", "component", "standalone"])
+def test_what_an_earlier_release_added_is_not_taken(contents: Contents, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, tok2vec(), spancat())
     checkpoint.write("model.bin", "old")
     checkpoint.write("release.json", "{}")
@@ -304,3 +302,50 @@ def test_ruler_that_may_set_norm_is_refused(patterns: bytes | None, tmp_path: Pa
     with pytest.raises(Rejected, match="ruler/patterns: may set NORM") as refusal:
         checkpoint.plan()
     assert refusal.value.where == str(tmp_path / "ruler" / "patterns")
+
+
+def test_standalone_is_derived_only_from_what_listens(tmp_path: Path) -> None:
+    listening = Checkpoint(
+        tmp_path / "a",
+        pipe("ruler", "attribute_ruler"),
+        tok2vec("t2v"),
+        spancat(tok2vec=LISTENER.replace("tok2vec", "t2v")),
+    ).plan("standalone")
+    alone = Checkpoint(tmp_path / "b", tok2vec(), spancat(tok2vec=EMBED)).plan("standalone")
+
+    assert alone.derivation is None
+    assert alone.pipeline == ("spancat",)
+    assert listening.pipeline == ("t2v", "spancat")
+    assert listening.derivation is not None
+    assert (listening.derivation.upstream, listening.derivation.listener) == ("t2v", "model.tok2vec")
+
+
+@pytest.mark.parametrize(
+    ("upstream", "listener", "problem"),
+    [
+        (
+            pipe("tok2vec", "transformer", '\n[components.tok2vec.model]\nname = "x"'),
+            LISTENER.replace("spacy.Tok2Vec", "spacy-transformers.Transformer"),
+            "it needs 'tok2vec' \\(factory 'transformer'\\), and can have a copy of a tok2vec only",
+        ),
+        (
+            tok2vec(),
+            LISTENER.replace("spacy.Tok2Vec", "spacy.Other"),
+            "how it listens to 'tok2vec' is not known",
+        ),
+        (
+            tok2vec(),
+            LISTENER + f"\n\n[components.spancat.model.second]\n{LISTENER}",
+            "how it listens to 'tok2vec' is not known",
+        ),
+    ],
+)
+def test_what_can_not_stand_alone(upstream: str, listener: str, problem: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, upstream, spancat(tok2vec=listener))
+    checkpoint.plan("component")
+
+    with pytest.raises(Rejected, match=f"'spancat' can't be made standalone: {problem}") as caught:
+        checkpoint.plan("standalone")
+
+    assert caught.value.where == f"{tmp_path}/config.cfg"
+    assert 'contents = "component"' in caught.value.hint

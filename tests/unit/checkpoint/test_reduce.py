@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,12 @@ from hypothesis import strategies as st
 
 from spancat_daemon.checkpoint.configuration import parse_config
 from spancat_daemon.checkpoint.layout import Layout, read_layout
-from spancat_daemon.checkpoint.reduce import reduce_config, reduce_meta, reduce_metrics
+from spancat_daemon.checkpoint.reduce import (
+    reduce_config,
+    reduce_meta,
+    reduce_metrics,
+    standalone_config,
+)
 from spancat_daemon.errors import Rejected
 
 CONFIG = """\
@@ -197,6 +203,45 @@ META = {
     },
     "requirements": ["extra>=1"],
 }
+
+
+def alone(config: str) -> dict[str, Any]:
+    whole = layout(config)
+    return parse_config(standalone_config(config.encode(), whole, "spancat", "tok2vec", "model.tok2vec"))
+
+
+@pytest.mark.parametrize("width", ["components.tok2vec.model.width", "components.tok2vec.model:width"])
+def test_copy_takes_the_place_of_the_listener_and_what_is_referred_to_follows(width: str) -> None:
+    whole = parse_config(CONFIG.encode())
+
+    found = alone(CONFIG + f"\n[custom]\nwidth = ${{{width}}}\nall = ${{components.tok2vec.model}}\n")
+
+    assert list(found["components"]) == found["nlp"]["pipeline"] == ["spancat"]
+    model = found["components"]["spancat"]["model"]
+    assert model == {
+        "@architectures": "spacy.SpanCategorizer.v1",
+        "tok2vec": whole["components"]["tok2vec"]["model"],
+    }
+    place = "components.spancat.model.tok2vec"
+    assert found["custom"] == {
+        "width": "${" + width.replace("components.tok2vec.model", place) + "}",
+        "all": "${" + place + "}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (CONFIG + "\n[custom]\nname = ${components.tok2vec.factory}\n", "refers to [components.tok2vec]"),
+        (
+            CONFIG.replace("spancat.model.tok2vec]", "spancat.model.t2v]"),
+            "has no section [components.spancat",
+        ),
+    ],
+)
+def test_what_can_not_be_copied_is_refused(config: str, problem: str) -> None:
+    with pytest.raises(Rejected, match=re.escape(problem)):
+        alone(config)
 
 
 def test_meta_keeps_what_concerns_kept_pipes() -> None:

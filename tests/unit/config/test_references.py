@@ -93,6 +93,13 @@ def test_a_file_that_is_not_is_told_at_its_key(folder: Path, key: str, value: st
     assert problem.startswith(f"{folder}/daemon.toml:{expected.format(folder)}")
 
 
+def test_an_interpreter_that_only_makes_what_is_released(folder: Path) -> None:
+    text = 'verify = { level = "structure", python = "./none" }\n'
+    load(write(folder, text), {}, references=True)
+    (problem,) = problems(write(folder, 'contents = "standalone"\n' + text))
+    assert "verify.python: " in problem
+
+
 def test_what_is_wrong_in_a_probes_file_has_its_place_there(folder: Path) -> None:
     probes = folder / "probes.jsonl"
     probes.write_text(PROBE + "{\n" + PROBE.replace("9", "900"))
