@@ -447,8 +447,8 @@ class Deployment:
                 self._chronicle.stays(release, "it is corrupted", f"{error}; {again.reason}")
 
     def _swapped(self, record: Record) -> Mapping[str, Any]:
-        payload = self._chronicle.swapped(record)
         self._holding.remember_place()
+        payload = self._chronicle.swapped(record)
         self._follow_up.begin(record, self.target.watch)
         return payload
 

@@ -65,10 +65,11 @@ class Whereabouts:
         digest = hashlib.sha256(os.fsencode(deploy)).hexdigest()
         self.path = state_dir / "folders" / f"{digest[:16]}.json"
         self._deploy = deploy
+        self._place: Place | None = None
         self._known: tuple[Place, int, str] | None = None
 
     def check(self, folder: DeploymentFolder) -> None:
-        """Look whether the folder is where it was, before anything is made in it.
+        """Look whether the folder, which is about to be held, is where it was; nothing was made in it yet.
 
         A folder that somebody deleted, moved or cut the history of is none of this: only one that lies
         elsewhere, and does not know the last record that it is known to have had, is refused.
@@ -77,11 +78,12 @@ class Whereabouts:
             Elsewhere: it is not; says what to do.
             OSError: it can't be read.
         """
+        self._place = place_of(self._deploy)
         known = self._read()
         if known is None:
             return
         before, seq, sha256 = known
-        if not seq or not before.differs(place_of(self._deploy)):
+        if not seq or not before.differs(self._place):
             return
         if any(record.sha256 == sha256 for record in History.reading(folder.history_path).records()):
             return
@@ -92,9 +94,14 @@ class Whereabouts:
         )
 
     def remember(self, history: History) -> None:
-        """Remember that the folder with this history, which is held, lies where it does."""
+        """Remember that the folder with this history lies where it did when it came to be held.
+
+        Not where its path leads to now, which may be elsewhere already.
+        """
+        if self._place is None:
+            return
         with contextlib.suppress(OSError):
-            known = (place_of(self._deploy), history.seq, history.sha256)
+            known = (self._place, history.seq, history.sha256)
             if known == self._known:
                 return
             content = {

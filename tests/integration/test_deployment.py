@@ -456,6 +456,7 @@ def test_a_refused_reload_does_not_wait_for_what_its_new_folders_took_up(
             has_logged=lambda _rule, _sha: False,
             loaders=loaders,
             wake=lambda: None,
+            state_dir=tmp_path / "var",
             control=tmp_path / "control.sock",
         )
         began = time.monotonic()
