@@ -40,7 +40,7 @@ KINDS: Final[dict[str, Kind]] = {
     "btrfs": Kind("btrfs"),
 }
 _MODEL_BYTES: Final = (600, 600, 1_500_000)  # beyond 1 MiB the kernel copies, and begins to write at once
-_MOST_LINES: Final = 12  # that a writer tells before its power is cut
+_MOST_STAGED: Final = 4  # snapshots that a writer begins before its power is cut
 _SOON_S: Final = 0.02
 _PATIENCE_S: Final = 30
 _A_ROUND: Final = 10_000  # more checkpoints than one writer writes before its power is cut
@@ -76,7 +76,12 @@ class Campaign:
             self._write(writing, number, model_bytes)
         os.close(writing)
         with os.fdopen(reading, "rb") as told:
-            heard = [told.readline() for _ in range(self._chance.randint(1, _MOST_LINES))]
+            heard = [told.readline()]
+            staged = self._chance.randint(0, _MOST_STAGED)
+            while staged:
+                heard.append(told.readline())
+                assert heard[-1], "the writer ended, see above"
+                staged -= heard[-1].startswith(b'["stages"')
             time.sleep(self._chance.uniform(0, _SOON_S))
             self._cut_power(pid)
             lines = [*heard, *told.read().splitlines(keepends=True)]
