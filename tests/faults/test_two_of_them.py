@@ -128,8 +128,8 @@ def test_commands_beside_a_busy_daemon(
 @pytest.mark.parametrize(
     "change",
     [
-        "other terms",
         "no such rule",
+        pytest.param("other terms", marks=pytest.mark.exhaustive),
         pytest.param("nothing", marks=pytest.mark.exhaustive),
         pytest.param("other folder", marks=pytest.mark.exhaustive),
         pytest.param("a mistake", marks=pytest.mark.exhaustive),
