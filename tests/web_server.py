@@ -53,8 +53,10 @@ class Server:
         self._reader.start()
 
     def __enter__(self) -> Self:
-        assert self._ready.wait(PATIENCE_S), self.log
-        assert self._process.poll() is None, self.log
+        if not self._ready.wait(PATIENCE_S) or not self.port:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"the server did not start: {self.log}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,12 +85,6 @@ class Server:
         self._reader.join(PATIENCE_S)
         wrong = [line for line in self.log if "ERROR" in line or "Traceback" in line]
         assert not wrong, wrong[:5]
-        return code
-
-    def wait(self) -> int:
-        """Wait until it ends by itself."""
-        code = self._process.wait(PATIENCE_S)
-        self._reader.join(PATIENCE_S)
         return code
 
     def _read(self) -> None:
