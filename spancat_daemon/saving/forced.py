@@ -122,6 +122,8 @@ def _saved(nlp: Language, folder: DeploymentFolder) -> Iterator[Entry]:
 
 def _check_place(path: Path) -> None:
     """Refuse what is certainly no deployment folder, before anything is made in it."""
+    if path.exists() and not path.is_dir():
+        raise UsageError("is not a directory", where=str(path), hint="choose another folder")
     if (path / MANIFEST_NAME).exists():
         raise UsageError(
             "is a release, not a deployment folder", where=str(path), hint="give the one above it"

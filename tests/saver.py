@@ -1,0 +1,48 @@
+"""A process that saves a pipeline by force, again and again.
+
+A line for each save: the id of the release, or what refused it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import spacy
+
+from spancat_daemon import save
+from spancat_daemon.errors import SpancatDaemonError
+
+ROOT = Path(__file__).resolve().parent.parent
+REFUSED = "refused: "
+
+
+def start(checkpoint: Path, folder: Path, count: int, *settings: str) -> subprocess.Popen[str]:
+    """Start one; `settings` are ``name=value`` of texts."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.saver", str(checkpoint), str(folder), str(count), *settings],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+
+
+def main(checkpoint: str, folder: str, count: str, *settings: str) -> None:
+    nlp = spacy.load(checkpoint)
+    chosen = dict(setting.split("=") for setting in settings)
+    _say("ready")
+    for _ in range(int(count)):
+        try:
+            _say(save(nlp, folder, **chosen).id)  # type: ignore[arg-type]  # as the test says
+        except SpancatDaemonError as error:
+            _say(f"{REFUSED}{error}")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
