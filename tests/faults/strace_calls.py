@@ -87,18 +87,24 @@ def recording(log: Path) -> list[str]:
     return ["-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={names}"]
 
 
-def recorded(log: Path, under: Path) -> list[Call]:
-    """The calls of a recorded run's first thread that have to do with what is below `under`, in order."""
+def recorded(log: Path, under: Path, *, thread: int | None = None) -> list[Call]:
+    """The calls of a recorded run that have to do with what is below `under`, in order.
+
+    Args:
+        log: what strace wrote.
+        under: a folder.
+        thread: whose; None: of the one that called first.
+    """
     calls: list[Call] = []
     numbers = Counter[str]()
-    first = ""
+    chosen = str(thread or "")
     for line in log.read_text(errors="replace").splitlines():
         match = _LINE.match(line)
         if match is None:
             continue
-        thread, name, text = match.groups()
-        first = first or thread
-        if thread != first:
+        caller, name, text = match.groups()
+        chosen = chosen or caller
+        if caller != chosen:
             continue
         numbers[name] += 1
         if str(under) in text and not text.endswith("(Inappropriate ioctl for device)"):
