@@ -260,14 +260,9 @@ def _steps() -> Iterator[Any]:
     elif command == "readers":
         kind, swaps, leased = arguments
         yield readers(Path(path), kind, int(swaps), leased=leased == "leased")  # type: ignore[arg-type]
-    elif command == "every-point":
+    else:  # every-point
         for name in arguments:
             yield {"name": name} | every_point(Path(path) / name, name)
-    else:  # "do": once is what strace looks at, more often is what it needs before
-        action, kind, times = arguments
-        folder, history, _ = start(Path(path))
-        for _ in range(int(times)):
-            do(folder, history, action, kind)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
