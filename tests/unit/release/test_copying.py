@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from spancat_daemon.release.copying import (
     CHUNK_BYTES,
     PIECE_BYTES,
     SMALL_BYTES,
+    THREADED_BYTES,
     Copier,
     Intake,
     UnreadableSourceError,
@@ -33,6 +35,7 @@ LENGTHS = [
     CHUNK_BYTES,
     SMALL_BYTES - 1,
     SMALL_BYTES,
+    THREADED_BYTES,
     SMALL_BYTES + 1,
     PIECE_BYTES + 1,
     9 * PIECE_BYTES,
@@ -225,6 +228,40 @@ def test_a_write_that_is_lost_is_found(
     pair = files(os.urandom(length))
     with pytest.raises(OSError, match="does not hold what was written"):
         finish(copier.copy(pair.source, pair.target, length, Intake(None)))
+
+
+def test_a_piece_that_is_lost_is_missed_though_it_is_digested_late(
+    copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the pieces after it are there, and the hole reads as zeros."""
+    copying, copied = os.copy_file_range, threading.Event()
+
+    def losing(source: int, target: int, length: int, at: int, to: int) -> int:
+        if at + length == size:
+            copied.set()
+        return length if at == PIECE_BYTES else copying(source, target, length, at, to)
+
+    class Late(Collecting):
+        def feed(self, chunk: bytes) -> None:
+            assert copied.wait(30)
+            super().feed(chunk)
+
+    monkeypatch.setattr(os, "copy_file_range", losing)
+    size = THREADED_BYTES + PIECE_BYTES
+    pair = files(os.urandom(size))
+    with pytest.raises(OSError, match="does not hold what was written"):
+        finish(copier.copy(pair.source, pair.target, size, Intake(Late())))
+
+
+def test_a_hole_of_the_source_is_none_of_the_copy_s_making(copier: Copier, files: Any) -> None:
+    data = os.urandom(PIECE_BYTES) + bytes(2 * PIECE_BYTES) + os.urandom(10) + bytes(PIECE_BYTES)
+    pair = files(b"")
+    for at in (0, 3 * PIECE_BYTES):
+        with pair.source_path.open("r+b") as file:
+            file.seek(at)
+            file.write(data[at : at + (PIECE_BYTES if at == 0 else 10)])
+    os.truncate(pair.source_path, len(data))
+    copied(copier, pair, data)
 
 
 def test_a_write_that_makes_no_way_is_no_endless_loop(
