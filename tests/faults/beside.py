@@ -164,5 +164,5 @@ def held(pid: int, call: str, number: int, *, path: Path | None, hold_s: float, 
         assert b"attached" in process.stderr.readline()
         yield
     finally:
-        process.terminate()
+        process.kill()  # strace(1) may wait for a thread that ended in its delay, whatever it is told
         process.communicate()

@@ -215,7 +215,13 @@ def test_sigterm_at_a_step_of_a_publish(
         with held(daemon.pid, call, number, path=on, hold_s=hold_s, said=said):
             wanted = feeder.put()
             until(lambda: len(re.findall(rf"\b{call}\(", said.read_text())) >= number, what=f"no {call}")
-            assert daemon.stop() == 0
+            if hold_s < 1:
+                assert daemon.stop() == 0
+            else:
+                daemon.signal(signal.SIGTERM)
+                daemon.wait_for("daemon.stopped")  # the process itself is held by strace, too
+        assert daemon.stop() == 0
+    assert ("abandoned" in daemon.events[-1]) == (hold_s > 1)
     assert judge(deploy, feeder.generations, recovered=hold_s < 1) == []
     with Daemon(config):
         until(lambda: serves(deploy, wanted))
