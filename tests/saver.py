@@ -1,6 +1,7 @@
 """A process that saves a pipeline by force, again and again.
 
-A line for each save: the id of the release, or what refused it.
+A line for each save: the id of the release, or what refused it. Where the rule of a daemon says what is
+verified, it asks for nothing else.
 """
 
 from __future__ import annotations
@@ -8,11 +9,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import spacy
 
 from spancat_daemon import save
-from spancat_daemon.errors import SpancatDaemonError
+from spancat_daemon.errors import SpancatDaemonError, UsageError
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+
+    from spancat_daemon import Release
 
 ROOT = Path(__file__).resolve().parent.parent
 REFUSED = "refused: "
@@ -37,6 +44,13 @@ def main(checkpoint: str, folder: str, count: str, *settings: str) -> None:
             _say(save(nlp, folder, **chosen).id)  # type: ignore[arg-type]  # as the test says
         except SpancatDaemonError as error:
             _say(f"{REFUSED}{error}")
+
+
+def _save(nlp: Language, folder: str, chosen: dict[str, Any]) -> Release:
+    try:
+        return save(nlp, folder, **chosen)
+    except UsageError:
+        return save(nlp, folder)
 
 
 def _say(line: str) -> None:

@@ -92,7 +92,7 @@ def test_a_daemon_that_comes_goes_and_dies_while_others_save(tmp_path: Path) -> 
     state = build("default", tmp_path / "state")
     build("default", tmp_path / "runs/model-best", generation=1)
     daemon = Daemon(configure(tmp_path))
-    savers = [start(state, deploy, 60, "verify=structure"), start(state, deploy, 20)]
+    savers = [start(state, deploy, 30, "verify=structure") for _ in range(2)]
     chance = random.Random(1)  # noqa: S311  # moments, not secrets
     pause = threading.Event()
 
@@ -102,14 +102,13 @@ def test_a_daemon_that_comes_goes_and_dies_while_others_save(tmp_path: Path) -> 
         pause.wait(chance.uniform(0, 0.3))
 
     go_on()
-    for number in range(6):
+    for number in range(4):
         daemon.start()
         go_on()
         daemon.kill() if number % 2 else daemon.stop()
     said = [line for saver in savers for line in said_by(saver)]
     ids = [line for line in said if not line.startswith(REFUSED)]
-    assert len(said) == 80
-    assert all("so its rule says what holds, and not verify" in line for line in said if line not in ids)
+    assert len(ids) == 60, said
     assert sorted(ids) == sorted(line["release"] for line in commits(deploy) if line.get("saved"))
     with daemon:
         pass

@@ -94,7 +94,7 @@ def _untrained(_nlp: Language) -> Any:
 
 def _without(*names: str) -> Callable[[Language], Any]:
     def disable(nlp: Language) -> Any:
-        nlp = spacy.load(nlp.path)  # type: ignore[arg-type]  # it was loaded from there
+        nlp = spacy.load(nlp.path)
         for name in names:
             nlp.disable_pipe(name)
         return nlp
