@@ -260,6 +260,27 @@ def test_a_short_write_is_taken_back(path: Path, monkeypatch: pytest.MonkeyPatch
     assert History.reading(path).verify() == []
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_write_that_is_lost_is_found(path: Path, monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    """All of it, or its first half."""
+    writing, calls = os.write, iter((True, False))
+
+    def losing(fd: int, data: bytes) -> int:
+        return len(data) // lost if next(calls) else writing(fd, data)
+
+    with opened(path) as history:
+        history.append("pinned", {"release": A})
+        before = path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", losing)
+            with pytest.raises(OSError, match="does not hold what was written") as failure:
+                history.append("pinned", {"release": B})
+        assert failure.value.filename == str(path)
+        assert path.read_bytes() == before
+        history.append("pinned", {"release": B})
+        assert history.verify() == []
+
+
 def test_the_files_name_is_made_to_stay_before_the_first_record(path: Path) -> None:
     with pytest.raises(OSError, match="Input/output"):
         opened(path, durability=Failing(directory=1))
