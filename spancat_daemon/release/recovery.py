@@ -87,6 +87,7 @@ def recover(
     recovery.conclude_intent()
     recovery.settle_unknown()
     recovery.settle_current()
+    recovery.settle_thrown()
     recovery.record_missing()
     recovery.empty(spare)
     survey = folder.survey()
@@ -224,6 +225,12 @@ class _Recovery:
                 return
         if last is not None:
             self._settle(f"current {missing}, and no whole release is left", None)
+
+    def settle_thrown(self) -> None:
+        """Whoever threw it away may have been killed before that stayed so: it would come back, emptied."""
+        if names_in(self.folder.trash_path):
+            self.durability.sync_directory_at(self.folder.releases_path)
+            self.durability.sync_directory_at(self.folder.rejected_path)
 
     def record_missing(self) -> None:
         survey = self.folder.survey()

@@ -64,6 +64,13 @@ def published(*kinds: Kind) -> Callable[[Publisher], None]:
     return work
 
 
+def rejected(publisher: Publisher) -> None:
+    """A release, and two snapshots that may not be one."""
+    publisher.publish("symlink")
+    publisher.reject()
+    publisher.reject()
+
+
 KILLED: Final[dict[str, tuple[Callable[[Publisher], None], Callable[[Publisher], None]]]] = {
     "first release, symlink": (published(), lambda p: p.publish("symlink")),
     "first release, exchange": (published(), lambda p: p.publish("exchange")),
@@ -75,6 +82,7 @@ KILLED: Final[dict[str, tuple[Callable[[Publisher], None], Callable[[Publisher],
     "rollback, exchange": (published("exchange", "exchange"), lambda p: p.rollback("exchange")),
     "prune": (published("symlink", "symlink", "exchange", "symlink"), lambda p: p.prune()),
     "reject": (published("symlink"), lambda p: p.reject()),
+    "let go": (rejected, lambda p: p.let_go()),
 }
 """What was done before, and what is killed."""
 
@@ -237,7 +245,7 @@ AFTER_A_KILL = "power cut while a killed publisher's successor recovers and goes
 
 
 def test_after_a_kill(base: Path) -> None:
-    cases = _after_kills(base, ["exchange", "symlink to exchange"], most_calls=3, one_in=6)
+    cases = _after_kills(base, ["exchange", "symlink to exchange", "prune"], most_calls=3, one_in=6)
     assert cases > 30
     tally(AFTER_A_KILL, cases, PROMISE)
 
