@@ -62,8 +62,10 @@ def test_the_first_daemon_toml_deploys_and_the_snippets_load_it(folder: Path) ->
 
 
 def test_the_rule_with_conditions_is_a_configuration(tmp_path: Path) -> None:
-    _, conditions, aftermath = blocks("toml")
+    _, spool, conditions, aftermath = blocks("toml")
     config = tmp_path / "daemon.toml"
+    config.write_text(spool)
+    assert load(config).watch[0].writer == "spool"
     config.write_text(conditions + aftermath)
     (watch,) = load(config).watch
     assert (watch.gate.minimum, watch.gate.max_drop, watch.gate.min_step) == (0.7, 0.02, 1)
