@@ -90,6 +90,8 @@ def go_back(
             pace=proceed,
             passed_over=pass_over,
         )
+        if chosen is None:
+            passed += [reason for _, reason in folder.broken()]
     if passed and chosen is None:
         raise SpancatDaemonError(
             f"no earlier release is whole: {passed[0]}", where=where, hint="`verify --all` shows them all"

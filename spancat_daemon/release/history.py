@@ -154,21 +154,27 @@ class History:
         """
         if self._clock is None or not self._stale:
             return
+        with about(self.path):
+            self._take_back()
+            self._open()
+        self._stale = False
+
+    def _take_back(self) -> None:
         if self._fd >= 0:
             if self._failed and os.fstat(self._fd).st_size > self._size:
                 os.ftruncate(self._fd, self._size)
             os.close(self._fd)
             self._fd = -1
         self._failed = False
+
+    def _open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self.path, flags, 0o644)
         if os.fstat(self._fd).st_size == 0:  # perhaps just created, perhaps by one who died right after it
             self._durability.sync_directory_at(self.path.parent)
         self._load()
         if self._size:  # what was found may have been written by one who died before its fdatasync
-            with about(self.path):
-                self._durability.sync_data(self._fd)
-        self._stale = False
+            self._durability.sync_data(self._fd)
 
     def records(self) -> Iterator[Record]:
         """Yield the records in order; lines that are none, and an unfinished last one, are passed over."""
@@ -252,7 +258,7 @@ class History:
             file = open(self.path, "rb")  # noqa: PTH123, SIM115  # its absence is no fault; closed below
         except FileNotFoundError:
             return
-        with file:
+        with file, about(self.path):
             yield from file
 
     def _load(self) -> None:
@@ -282,7 +288,8 @@ class History:
         return HistoryBroken(f"the history is broken: {fault}", where=f"{self.path}:{number}", hint=_HINT)
 
     def _must_be_ours(self) -> None:
-        held = os.fstat(self._fd)
+        with about(self.path):
+            held = os.fstat(self._fd)
         try:
             named = self.path.lstat()
         except FileNotFoundError:

@@ -142,8 +142,8 @@ def _locked(folder: Path, path: Path) -> int:
         try:
             with about(path):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_lock(path, fd):  # else deleted meanwhile: holding it excludes nobody
-                return fd
+                if _is_lock(path, fd):  # else deleted meanwhile: holding it excludes nobody
+                    return fd
         except OSError as error:
             holder = _read_holder(fd)
             os.close(fd)
