@@ -42,6 +42,11 @@ GONE_BITS: int = SELF_BITS | Bits.IN_UNMOUNT | Bits.IN_IGNORED
 Identity = tuple[int, int]
 
 
+def _ended(wd: int) -> Identity:
+    """The identity of a directory that is there no more: none that another one can have."""
+    return (-1, -wd)
+
+
 @dataclass(frozen=True, slots=True)
 class Interest:
     """What one key wants to know of one directory. Its own end or move is always of interest.
@@ -137,14 +142,29 @@ class Directories:
         """The reader thread."""
         return self._reader
 
+    @property
+    def has_canary(self) -> bool:
+        """Whether the canary file is watched."""
+        return self._canary is not None
+
     def count(self) -> int:
         """How many watches this instance ought to have."""
         return len(self._by_wd) + (self._canary is not None)
 
     def kernel_count(self) -> int:
-        """How many watches the kernel says this instance has (`/proc/self/fdinfo`)."""
+        """How many watches the kernel says this instance has."""
+        return len(self._of_the_kernel())
+
+    def missing(self) -> frozenset[int]:
+        """Watches that the kernel does not have, though no event has said that they ended, yet or at all."""
+        wanted = [wd for wd, directory in list(self._by_wd.items()) if directory.identity != _ended(wd)]
+        held = self._of_the_kernel()
+        return frozenset(wd for wd in wanted if wd not in held)
+
+    def _of_the_kernel(self) -> set[int]:
+        """The watches in `/proc/self/fdinfo`: ``inotify wd:1 ino:…``, hexadecimal; see proc(5)."""
         with open(f"/proc/self/fdinfo/{self.descriptor}", "rb") as info:  # noqa: PTH123  # not a path of ours
-            return sum(line.startswith(b"inotify ") for line in info)
+            return {int(line.split()[1][3:], 16) for line in info if line.startswith(b"inotify ")}
 
     def watched_by(self, key: str) -> frozenset[int]:
         """The watch descriptors held for `key`."""
@@ -274,7 +294,7 @@ class Directories:
             # Stays in the table until the footprint is taken anew, but is never taken for its successor,
             # which can have the same inode number.
             self._by_identity.pop(directory.identity, None)
-            directory.identity = (-1, -wd)
+            directory.identity = _ended(wd)
         for key, interest in directory.interests.items():
             if gone or (entry and interest.matches(name)):
                 self._on_change(key, True)  # noqa: FBT003  # (key, moved)

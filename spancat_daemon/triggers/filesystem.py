@@ -71,7 +71,8 @@ class FilesystemTrigger:
         self._wake = threading.Event()
         self._pending: dict[str, None] = {}
         self._overflowed = False
-        self._miscounted = False
+        self._missing: frozenset[int] = frozenset()
+        self._missing_since = 0.0
         self._reader_fault: Fault | None = None
         self._reader_retry_at = 0.0
         self._reader_delay_s = 0.0
@@ -397,6 +398,7 @@ class FilesystemTrigger:
             directories.close(timeout_s=1.0)
             self._delay_reader()
         self._canary_touched = self._canary_read = now
+        self._missing = frozenset()
         self._open_reader(out)
         if self._directories is not None:
             out.add("watch.restored", None, path="", reason="a new reader of file events")
@@ -410,21 +412,27 @@ class FilesystemTrigger:
             return "the reader of file events died"
         if self._canary_read < self._canary_touched < now - CANARY_PATIENCE_S:
             return "the reader of file events hangs"
-        if self._is_miscounted(directories):
+        if self._lost_watches(directories, now):
             return "the kernel holds fewer watches than it was given"
         return ""
 
-    def _is_miscounted(self, directories: Directories) -> bool:
-        """Twice in a row: once can be a directory whose end is still on its way to us."""
+    def _lost_watches(self, directories: Directories, now: float) -> bool:
+        """Whether the same ones are missing after all events that were on their way to us have come.
+
+        When thousands of directories go at once, the news of their end takes its time.
+        """
         try:
-            wrong = directories.kernel_count() < directories.count()
+            missing = directories.missing()
         except OSError:
             return False
-        was, self._miscounted = self._miscounted, wrong
-        if was and wrong:
-            self._miscounted = False
-            return True
-        return False
+        still = missing & self._missing
+        if not still:
+            self._missing, self._missing_since = missing, now
+            return False
+        self._missing = still
+        if directories.has_canary:
+            return self._missing_since < self._canary_touched <= self._canary_read
+        return now - self._missing_since > CANARY_PATIENCE_S
 
     # -- without the lock --
 
