@@ -4,7 +4,8 @@ For a checkpoint ``/a/b/model-best`` these are
 
 * ``/a/b/model-best`` and all directories below it, for everything that happens in them;
 * ``/a/b``, for the coming and going of ``model-best`` alone, since a trainer removes and copies it anew, and
-  of files beside it that are renamed in to tell of it;
+  of files beside it that are renamed in to tell of it; if it is a link, also the directory around what that
+  leads to;
 * ``/`` and ``/a``, for their own end or move alone, which costs nothing however much happens in them;
 * with a link on the way, the link's directory (for its re-targeting), and the same for where it leads to;
 * while the checkpoint is missing, each existing directory on the way, for the coming and going of the next.
@@ -19,7 +20,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from spancat_daemon.config import patterns
 from spancat_daemon.triggers.directories import Interest
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from spancat_daemon.triggers.directories import Identity
 
 MAXIMUM_DIRECTORIES = 8192
-"""More than this is not a checkpoint, nor a folder of runs; such a tree is polled."""
+"""A tree of more than this is not a checkpoint; it is polled."""
+MAXIMUM_LOOKED_AT = 1 << 16
+"""As many directories are watched for one key in all, as for the runs that a wildcard matches."""
 MAXIMUM_DEPTH = 32
 """Deeper is no checkpoint; each level costs an open descriptor during a look."""
 MAXIMUM_LINKS = 40
@@ -79,8 +82,13 @@ class _Root:
     """Stands in a route behind the directory whose absence is worth a word."""
 
 
+class _Around:
+    """Stands behind the directory around what a checkpoint that is a link leads to."""
+
+
 _ROOT = _Root()
-Route = tuple["str | _Wild | _Root", ...]
+_AROUND = _Around()
+Route = tuple["str | _Wild | _Root | _Around", ...]
 
 
 class _LimitReached(Exception):  # noqa: N818  # ends a look early, never seen outside
@@ -103,8 +111,10 @@ class Look:
     Args:
         claim: called with an open directory and the interest in it; OSError where it can't be watched.
         contents: False: only the coming and going of matches, not what is in them.
-        beside: files in the directory around the checkpoint whose coming and going matters too.
+        beside: files in the directory around the checkpoint whose coming and going matters too; where it is a
+            link, also around what it leads to.
         missing: claim the coming and going of each directory on the way too.
+        at_most: how many directories are claimed.
     """
 
     def __init__(
@@ -114,12 +124,15 @@ class Look:
         contents: bool = True,
         beside: frozenset[str] = frozenset(),
         missing: bool = False,
+        at_most: int = MAXIMUM_LOOKED_AT,
     ) -> None:
         self._claim_directory = claim
         self._contents = contents
         self._beside = beside
         self._missing = missing
+        self._at_most = at_most
         self._depth = 0
+        self._in_tree = 0
         self.found = Footprint()
 
     def take(self, way: Route) -> Footprint:
@@ -146,6 +159,9 @@ class Look:
             self.found.root = (status.st_dev, status.st_ino)
             if self._beside:
                 self._around(fd)
+            self._follow(fd, rest, links)
+        elif isinstance(head, _Around):
+            self._around(fd)
             self._follow(fd, rest, links)
         elif isinstance(head, _Wild):
             self._claim(fd, Interest(patterns=frozenset({head.pattern})))
@@ -186,7 +202,9 @@ class Look:
     def _follow_link(self, fd: int, target: str, rest: Route, links: int) -> None:
         if links > MAXIMUM_LINKS:
             return
-        parts = tuple(part for part in target.split("/") if part not in {"", "."})
+        parts: Route = tuple(part for part in target.split("/") if part not in {"", "."})
+        if self._beside and parts and not rest:
+            parts = (*parts[:-1], _AROUND, parts[-1])
         if not target.startswith("/"):
             self._follow(fd, (*parts, *rest), links)
             return
@@ -204,11 +222,15 @@ class Look:
         status = os.fstat(fd)
         self.found.checkpoints.append((status.st_dev, status.st_ino))
         if self._contents:
+            self._in_tree = 0
             self._tree(fd)
         else:
             self._claim(fd, _ONLY_ITSELF)
 
     def _tree(self, fd: int) -> None:
+        self._in_tree += 1
+        if self._in_tree > MAXIMUM_DIRECTORIES:
+            self._too_many(fd, MAXIMUM_DIRECTORIES)
         self._claim(fd, _TREE)
         for name in self._names(fd, only_directories=True):
             self._descend(fd, name)
@@ -250,13 +272,8 @@ class Look:
             os.close(listing)
 
     def _claim(self, fd: int, interest: Interest) -> None:
-        if self.found.directories >= MAXIMUM_DIRECTORIES:
-            self._fault_at(
-                fd,
-                f"more than {MAXIMUM_DIRECTORIES} directories: not watched as a whole",
-                _HINT,
-            )
-            raise _LimitReached
+        if self.found.directories >= self._at_most:
+            self._too_many(fd, self._at_most)
         try:
             self._claim_directory(fd, interest)
         except OSError as error:
@@ -268,6 +285,10 @@ class Look:
             self._fault(fd, error)
             return
         self.found.directories += 1
+
+    def _too_many(self, fd: int, maximum: int) -> NoReturn:
+        self._fault_at(fd, f"more than {maximum} directories: not watched as a whole", _HINT)
+        raise _LimitReached
 
     def _fault(self, fd: int, error: OSError, name: str = "") -> None:
         if error.errno == errno.ENOSPC:

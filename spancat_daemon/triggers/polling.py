@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAXIMUM_FILES = 100_000
-"""A signature looks at no more files than this; changes beyond are left to the reconciling scan."""
+"""A signature looks at no more entries than this; changes beyond are left to the reconciling scan."""
 
 
 class _Signature(Look):
     """A look that notes the stat of each file instead of watching."""
 
     def __init__(self, *, contents: bool, beside: frozenset[str]) -> None:
-        super().__init__(_claim_nothing, contents=contents, beside=beside)
+        # What is too much to be watched is polled: here another limit holds.
+        super().__init__(_claim_nothing, contents=contents, beside=beside, at_most=MAXIMUM_FILES)
         self.digest = blake2b(digest_size=16)
         self._files = 0
 

@@ -36,20 +36,30 @@ class _NoSignal(Exception):  # noqa: N818  # describes the file
 
 @dataclass(slots=True)
 class _Seen:
-    """The last look at one checkpoint's signal file.
+    """The last look at one signal file.
 
     Attributes:
         stamp: of the file; None: there was none.
         complaint: why it was none, as it was said last.
     """
 
-    path: Path
     stamp: Stamp | None
     complaint: str = ""
 
 
+@dataclass(slots=True)
+class _Attended:
+    """A checkpoint, and each place where a trainer may speak of it."""
+
+    path: Path
+    places: dict[Path, _Seen]
+
+
 class Signals:
     """Looks at the signal files of checkpoints when something happened near them; of one thread.
+
+    A checkpoint that is a link has two: a trainer that writes where the link leads to speaks there, of the
+    name that the folder has there; one that re-targets the link speaks beside that. Either word is taken.
 
     Args:
         on_ignored: told `(key, path, reason)` of a file that is no signal; once, until that changes.
@@ -57,24 +67,37 @@ class Signals:
 
     def __init__(self, on_ignored: Callable[[str, Path, str], None]) -> None:
         self._on_ignored = on_ignored
-        self._seen: dict[str, _Seen] = {}
+        self._attended: dict[str, _Attended] = {}
 
     def attend(self, checkpoints: Mapping[str, Path]) -> None:
         """Looks out for signals on these checkpoints, by key, and no others; what is there already is old."""
-        seen: dict[str, _Seen] = {}
+        attended: dict[str, _Attended] = {}
         for key, path in checkpoints.items():
-            before = self._seen.get(key)
+            before = self._attended.get(key)
             if before is None or before.path != path:
-                before = _Seen(path, _stamp(path.with_name(SIGNAL_NAME)))
-            seen[key] = before
-        self._seen = seen
+                before = _Attended(path, {where: _Seen(_stamp(_file(where))) for where in _places(path)})
+            attended[key] = before
+        self._attended = attended
 
     def given(self, key: str) -> bool:
         """Whether the trainer has said, since this was last asked, that it wrote the checkpoint of `key`."""
-        seen = self._seen.get(key)
-        if seen is None:
+        attended = self._attended.get(key)
+        if attended is None:
             return False
-        path = seen.path.with_name(SIGNAL_NAME)
+        places: dict[Path, _Seen] = {}
+        given = False
+        for where in _places(attended.path):
+            seen = attended.places.get(where)
+            if seen is None:  # the link leads elsewhere: what was said there before is old
+                places[where] = _Seen(_stamp(_file(where)))
+                continue
+            places[where] = seen
+            given = self._given_at(key, where, seen) or given
+        attended.places = places
+        return given
+
+    def _given_at(self, key: str, where: Path, seen: _Seen) -> bool:
+        path = _file(where)
         stamp = _stamp(path)
         if stamp is None or stamp == seen.stamp:
             seen.stamp = stamp
@@ -90,7 +113,20 @@ class Signals:
             seen.stamp, seen.complaint = stamp, reason
             return False
         seen.stamp, seen.complaint = stamp, ""
-        return seen.path.name in names
+        return where.name in names
+
+
+def _places(checkpoint: Path) -> tuple[Path, ...]:
+    """The checkpoint as it is named and, if that is a link, as it is named where the link leads to."""
+    try:
+        target = checkpoint.resolve() if checkpoint.is_symlink() else checkpoint
+    except (OSError, RuntimeError):  # around in a circle
+        return (checkpoint,)
+    return (checkpoint,) if target == checkpoint else (checkpoint, target)
+
+
+def _file(checkpoint: Path) -> Path:
+    return checkpoint.with_name(SIGNAL_NAME) if checkpoint.name else checkpoint / SIGNAL_NAME
 
 
 def _stamp(path: Path) -> Stamp | None:

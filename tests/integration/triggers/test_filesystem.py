@@ -68,6 +68,23 @@ def test_a_file_beside_it_that_is_renamed_in_is_seen(
             told.left_clean_by(partial(best.with_name("log").write_bytes, b"1"), "one")
 
 
+@pytest.mark.parametrize("poll_s", [0.0, 0.01], ids=["events", "polling"])
+@pytest.mark.parametrize("absolute", [True, False], ids=["absolute", "relative"])
+def test_of_a_link_a_file_beside_it_and_one_beside_where_it_leads_are_seen(
+    best: Path, tmp_path: Path, poll_s: float, absolute: bool
+) -> None:
+    link = tmp_path / "live" / "latest"
+    link.parent.mkdir()
+    link.symlink_to(best if absolute else f"../{best.relative_to(tmp_path)}")
+    with watching(tmp_path, Watched("one", link, poll_s=poll_s, beside=frozenset({"written.json"}))) as told:
+        for folder in (best.parent, link.parent, best.parent):
+            begun = folder / "begun"
+            begun.write_bytes(b"{}")
+            told.dirtied_by(partial(begun.replace, folder / "written.json"), at_least={"one"})
+        if not poll_s:
+            told.left_clean_by(partial(best.with_name("log").write_bytes, b"1"), "one")
+
+
 def test_a_checkpoint_removed_and_copied_anew_stays_watched(best: Path, tmp_path: Path) -> None:
     last = best.with_name("model-last")
     write_checkpoint(last, b"2")
@@ -394,6 +411,20 @@ def test_what_is_no_checkpoint_is_not_watched_for_ever(
         assert "more than 12" in degraded.fields["reason"]
         assert "source" in degraded.fields["hint"]
         assert told.watches <= 14 + len(path.parts)
+
+
+@pytest.mark.parametrize("poll_s", [0.0, 0.01], ids=["events", "polling"])
+def test_a_folder_of_thousands_of_runs_is_seen_whole(tmp_path: Path, poll_s: float) -> None:
+    runs = tmp_path / "runs"
+    for number in range(footprint.MAXIMUM_DIRECTORIES + 100):
+        (runs / str(number)).mkdir(parents=True)
+    glob = Watched("all", runs, pattern=f"{runs}/*/model-best", poll_s=poll_s, contents=False)
+    with watching(tmp_path, glob) as told:
+        assert not told.told("watch.degraded")
+        with os.scandir(runs) as entries:
+            last = [entry.name for entry in entries][-1]  # in the order in which they are looked at
+        wait_for(lambda: bool(poll_s) <= told.dirty["all"], "the first poll")
+        told.dirtied_by((runs / last / "model-best").mkdir, at_least={"all"})
 
 
 def test_an_idle_trigger_for_a_hundred_rules_has_one_instance_and_two_threads(tmp_path: Path) -> None:

@@ -163,3 +163,38 @@ def test_a_file_that_is_replaced_at_this_moment(scene: Scene, monkeypatch: pytes
     signal(scene.output, "model-best")
     assert scene.given()
     assert scene.said == []
+
+
+def test_of_a_checkpoint_that_is_a_link_both_sides_are_heard(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "model-best").mkdir(parents=True)
+    output = tmp_path / "live"
+    output.mkdir()
+    link = output / "latest"
+    link.symlink_to("../one/model-best")
+    said: list[str] = []
+    signals = Signals(lambda _key, _path, reason: said.append(reason))
+    signals.attend({"latest": link})
+    assert not signals.given("latest")
+    signal(tmp_path / "one", "model-last", "model-best")  # by who trains there
+    assert signals.given("latest")
+    signal(tmp_path / "one", "model-last", "latest")
+    assert not signals.given("latest")
+    signal(output, "latest")  # by who sets the link
+    assert signals.given("latest")
+    signal(output, "model-best")
+    signal(tmp_path / "two", "model-best")
+    assert not signals.given("latest")
+    link.unlink()
+    link.symlink_to("../two/model-best")
+    assert not signals.given("latest")  # what was said there before is old
+    signal(tmp_path / "one", "model-best")
+    assert not signals.given("latest")
+    signal(tmp_path / "two", "model-best")
+    assert signals.given("latest")
+    link.unlink()
+    link.symlink_to("latest")
+    assert not signals.given("latest")
+    link.unlink()
+    assert not signals.given("latest")
+    assert said == []
