@@ -38,7 +38,9 @@ MAX_ENTRY_BYTES: Final = 2 << 20
 """Largest ``entry.json``: a pipeline of 100 components has 45 KB."""
 
 _SCHEMA: Final = 1
-_NAME: Final = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9]{9,}-[0-9]+")
+_DAY: Final = "[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])"
+_HOUR: Final = "([01][0-9]|2[0-3])([0-5][0-9]){2}"
+_NAME: Final = re.compile(_DAY + "T" + _HOUR + r"\.[0-9]{6}Z-[0-9]{9,}-[0-9]+")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _RACES: Final = 10  # removed between being found and being opened: each time for a newer one
 _LONGEST_SHOWN: Final = 200

@@ -29,10 +29,12 @@ the logger is set up.
 import contextlib
 import contextvars
 import copyreg
+import fcntl
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import sys
@@ -56,8 +58,9 @@ _STRINGS = "vocab/strings.json"
 _META_KEY = "spancat_daemon"  # under it the daemon reads {"step": N} from meta.json
 _SCHEMA = 1
 _TIME = "%Y%m%dT%H%M%S.%fZ"
-_ENTRY = re.compile(r"\d{8}T\d{6}\.\d{6}Z-\d{9,}-\d+")
-_LEFTOVER = re.compile(r"[0-9A-Za-z.-]+-(\d+)(\.gone)?")
+_DAY, _HOUR = "[0-9]{4}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])", "([01][0-9]|2[0-3])([0-5][0-9]){2}"
+_ENTRY = re.compile(_DAY + "T" + _HOUR + r"\.[0-9]{6}Z-[0-9]{9,}-[0-9]+")
+_BENCH_LOCK = re.compile(r"bench-[0-9a-f]{16}\.lock")
 _WAITING = 2  # copies in memory, beside the one that is being written
 _END_S = 30.0  # how long the end of a training waits for the last of them
 
@@ -459,6 +462,7 @@ class _Spool:
         self._constants = constants
         self._voice = voice
         self._queue: Deque[_Copy] = deque()
+        self._bench = _Bench(folder / "tmp")
         self._changed = threading.Condition()
         self._closed = False
         self._thread: Optional[threading.Thread] = None
@@ -499,10 +503,9 @@ class _Spool:
         )
 
     def _run(self) -> None:
-        base = self._folder / "tmp" / f"constant-{os.getpid()}"
         self._constants.forget()
         with self._voice.swallowing("could not clean the spool"):
-            self._clean()
+            self._bench.clear_others()
         while True:
             with self._changed:
                 while not self._queue and not self._closed:
@@ -512,20 +515,20 @@ class _Spool:
                 copy = self._queue.popleft()
             failed = self._counts["failed"] = self._counts["failed"] + 1
             with self._voice.swallowing("could not write a snapshot to the spool"):
-                self._write(copy, base)
+                self._write(copy)
                 self._counts["failed"] = failed - 1
                 self._counts["written"] += 1
             with self._voice.swallowing("could not remove old snapshots from the spool"):
                 self._prune()
-        shutil.rmtree(str(base), ignore_errors=True)
+        with self._voice.swallowing("could not clean the spool"):
+            self._bench.leave()
 
-    def _write(self, copy: _Copy, base: Path) -> None:
-        tmp, new = self._folder / "tmp", self._folder / "new"
-        tmp.mkdir(parents=True, exist_ok=True)
+    def _write(self, copy: _Copy) -> None:
+        bench, new = self._bench.take(), self._folder / "new"
         new.mkdir(exist_ok=True)
         moment = self._moment(new)
         name = f"{moment.strftime(_TIME)}-{copy.step:09d}-{os.getpid()}"
-        begun = tmp / name
+        base, begun = bench / "constant", bench / name
         try:
             self._constants.write(base, copy.strings)
             files = dict(self._constants.files)
@@ -556,18 +559,18 @@ class _Spool:
     def _moment(new: Path) -> datetime:
         """Return now, or a moment after the newest entry's, should the clock have been set back."""
         now = datetime.now(timezone.utc)
-        names = _entries(new)
-        if not names:
-            return now
-        newest = datetime.strptime(names[-1].split("-")[0], _TIME).replace(tzinfo=timezone.utc)
-        return max(now, newest + timedelta(microseconds=1))
+        for name in reversed(_entries(new)):
+            with contextlib.suppress(ValueError, OverflowError):  # the 30th of February, the end of time
+                newest = datetime.strptime(name.split("-")[0], _TIME).replace(tzinfo=timezone.utc)
+                return max(now, newest + timedelta(microseconds=1))
+        return now
 
     def _prune(self) -> None:
         new = self._folder / "new"
         names = _entries(new)
         self._counts["kept"] = min(len(names), self._keep, self._counts["written"])
         for name in names[: -self._keep]:
-            gone = self._folder / "tmp" / (name + ".gone")  # who lists new/ finds whole ones only
+            gone = self._bench.take() / (name + ".gone")  # who lists new/ finds whole ones only
             with contextlib.suppress(FileNotFoundError):  # another training was quicker
                 (new / name).rename(gone)
                 shutil.rmtree(str(gone))
@@ -575,23 +578,67 @@ class _Spool:
                 if self._counts["removed"] == 1:
                     self._voice.say(f"the spool keeps {self._keep}: removed the oldest, {name}")
 
-    def _clean(self) -> None:
-        """Remove what trainings left that were killed, one with this one's number among them."""
-        tmp = self._folder / "tmp"
-        for name in _names(tmp):
-            match = _LEFTOVER.fullmatch(name)
-            if match and not (tmp / name).is_symlink() and not _lives(int(match.group(1))):
-                shutil.rmtree(str(tmp / name))
+
+class _Bench:
+    """A folder of this training alone in ``tmp/`` of a spool, for what is not in ``new/`` yet, or no more.
+
+    As long as its lock is held no other training takes it for one of a training that was killed. Process
+    numbers could not tell: trainings in two containers may have the same.
+    """
+
+    def __init__(self, tmp: Path) -> None:
+        self._tmp = tmp
+        self._lock: Optional[IO[bytes]] = None
+
+    def take(self) -> Path:
+        """Return it, made if it is not there."""
+        if self._lock is None or not _is_at(self._lock, Path(self._lock.name)):
+            self._lock = self._locked()
+        folder = Path(self._lock.name).with_suffix("")
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def leave(self) -> None:
+        """Remove it, with all that is in it."""
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            with lock:
+                _remove_bench(Path(lock.name))
+
+    def clear_others(self) -> None:
+        """Remove those of trainings that have ended without doing so."""
+        for name in _names(self._tmp):
+            path = self._tmp / name
+            if not _BENCH_LOCK.fullmatch(name) or (self._lock is not None and path == Path(self._lock.name)):
+                continue
+            with contextlib.suppress(OSError), path.open("rb+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or it is in use, or nobody can tell
+                _remove_bench(path)
+
+    def _locked(self) -> IO[bytes]:
+        self._tmp.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = self._tmp / f"bench-{secrets.token_hex(8)}.lock"
+            lock = path.open("xb")
+            with contextlib.suppress(OSError):  # where files can't be locked, others can't clear either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_at(lock, path):
+                return lock
+            lock.close()  # cleared away before it was locked
 
 
-def _lives(pid: int) -> bool:
+def _is_at(file: IO[bytes], path: Path) -> bool:
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
         return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
+
+
+def _remove_bench(lock: Path) -> None:
+    shutil.rmtree(str(lock.with_suffix("")), ignore_errors=True)
+    if not lock.with_suffix("").exists():  # else the next training tries again
+        with contextlib.suppress(FileNotFoundError):
+            lock.unlink()
 
 
 def _names(folder: Path) -> List[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -114,17 +115,42 @@ def test_a_clock_that_was_set_back_makes_no_older_entries(tmp_path: Path) -> Non
     assert foreign.exists()
 
 
+def test_names_that_are_no_times_change_nothing(tmp_path: Path) -> None:
+    new = tmp_path / "output/spool/new"
+    foreign = {f"{time}Z-000000100-1" for time in ("20261399T000000.000000", "20990230T000000.000000")}
+    foreign.add("99991231T235959.999999Z-000000100-1")
+    for name in foreign:
+        (new / name).mkdir(parents=True)
+    done = trained(tmp_path / "output", Watcher(), {"every_steps": 11, "spool_keep": 99})
+    assert "1 written, 1 of them kept" in done.stderr
+    assert len(list(new.iterdir())) == len(foreign) + 1
+
+
 def test_what_killed_trainings_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
     tmp = tmp_path / "output/spool/tmp"
-    mine = [f"20261122T223000.000000Z-000000100-{pid}" for pid in (gone.pid, os.getpid())]
-    mine += [f"constant-{gone.pid}", f"20261122T223000.000000Z-000000100-{gone.pid}.gone"]
-    others = [f"constant-{os.getppid()}", "a-users-own", f"20261122T223000.000000Z-000000100-{os.getppid()}"]
-    for name in (*mine, *others):
-        (tmp / name / "vocab").mkdir(parents=True)
-    trained(tmp_path / "output", Watcher(), SPOOL)
-    assert {path.name for path in tmp.iterdir()} == set(others)
+    ended, alive = (f"bench-{digit * 16}" for digit in "ab")
+    for name in (ended, alive, "a-users-own"):
+        (tmp / name / "constant/vocab").mkdir(parents=True)
+        (tmp / f"{name}.lock").touch()
+    with (tmp / f"{alive}.lock").open("rb+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        trained(tmp_path / "output", Watcher(), SPOOL)
+    kept = {alive, f"{alive}.lock", "a-users-own", "a-users-own.lock"}
+    assert {path.name for path in tmp.iterdir()} == kept
+
+
+def test_trainings_of_the_same_number_share_a_spool(tmp_path: Path) -> None:
+    """As in two containers."""
+    one, other = (snapshot_logger._Bench(tmp_path / "tmp") for _ in range(2))
+    mine, theirs = one.take(), other.take()
+    one.clear_others()
+    assert mine != theirs
+    assert theirs.is_dir()
+    (theirs / "constant").mkdir()
+    other.leave()
+    assert not theirs.exists()
+    one.leave()
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 def test_a_slow_disk_drops_the_oldest_and_holds_up_nothing(
