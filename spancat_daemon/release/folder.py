@@ -6,35 +6,40 @@ import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from spancat_daemon.errors import SpancatDaemonError, UsageError
 from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.history import History, rfc3339
 from spancat_daemon.release.lock import hold
-from spancat_daemon.release.manifest import parse_release_id
+from spancat_daemon.release.manifest import BadManifest, parse_release_id
 from spancat_daemon.release.survey import (
     CURRENT,
     RELEASES,
+    Brief,
     Current,
     FolderBusy,
+    Memory,
     NotOurs,
     Release,
     Survey,
     current_of,
+    directories_in_releases,
     live_of,
     names_in,
+    read_release,
     survey_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.lock import Lock
 
 __all__ = [
+    "Brief",
     "Current",
     "DeploymentFolder",
     "FolderBusy",
@@ -45,6 +50,9 @@ __all__ = [
     "unique_bytes",
 ]
 
+
+STATE: Final = ".spancat-daemon"
+"""The folder of what is not for readers: lock, history, staging, trash."""
 
 _Thing = TypeVar("_Thing")
 
@@ -57,13 +65,16 @@ class DeploymentFolder:
     """Paths and state of one deployment folder; holds nothing open.
 
     Reading needs no lock and never sees a state between two releases. Whoever changes anything holds `lock`.
+
+    Attributes:
+        memory: what its manifests said, which spares `outline` reading them again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.current = path / CURRENT
         self.releases_path = path / RELEASES
-        self.state_path = path / ".spancat-daemon"
+        self.state_path = path / STATE
         self.staging_path = self.state_path / "staging"
         self.incoming_path = self.state_path / "incoming"
         self.trash_path = self.state_path / "trash"
@@ -72,15 +83,19 @@ class DeploymentFolder:
         self.history_path = self.state_path / "history.jsonl"
         self.lock_path = self.state_path / "lock"
         self.announced_path = self.state_path / "announced"
+        self.memory = Memory()
 
     def prepare(self, durability: Durability = DURABLE) -> None:
         """Create what is missing, durably; does nothing to a folder that is complete.
 
         Raises:
-            NotOurs: ``current`` or the folder itself is something else; nothing was created.
+            NotOurs: ``current`` or the folder itself is something else, or it would lie inside of another
+                one's parts; nothing was created.
             OSError: a directory can't be created or made to stay.
         """
         self.current_state()
+        if not self.state_path.is_dir():
+            self._check_above()
         missing: list[Path] = []
         above = self.path
         while not above.exists():
@@ -105,6 +120,19 @@ class DeploymentFolder:
             path.mkdir(mode=0o755, exist_ok=True)  # another rule's may have the same folder above
             durability.sync_directory_at(path.parent)
 
+    def _check_above(self) -> None:
+        resolved = self.path.resolve()
+        for above in resolved.parents:
+            if (
+                resolved.relative_to(above).parts[0] in {RELEASES, CURRENT, STATE}
+                and (above / STATE).is_dir()
+            ):
+                raise NotOurs(
+                    f"lies inside of the deployment folder {above}",
+                    where=str(self.path),
+                    hint="choose another `deploy` folder",
+                )
+
     def lock(
         self,
         holder: str,
@@ -119,9 +147,22 @@ class DeploymentFolder:
         """Say what ``current`` is; see `current_of`."""
         return current_of(self.path)
 
-    def survey(self) -> Survey:
-        """Look at everything; see `survey_of`."""
-        return survey_of(self.path)
+    def survey(self, *, only: Collection[str] | None = None) -> Survey[Release]:
+        """Look at everything, or at the releases of some names alone; see `survey_of`."""
+        return survey_of(self.path, only=only)
+
+    def outline(self) -> Survey[Brief]:
+        """Look at everything as `survey` does, reading only the manifests that are not remembered."""
+        return self.memory.survey(self.path)
+
+    def ids(self) -> list[str]:
+        """Return the names of all releases, readable or not, newest (highest sequence) first."""
+        found, _ = directories_in_releases(self.path)
+        current = self.current_state()
+        if current.kind == "directory" and current.id is not None:
+            found.add(current.id)
+        numbered = ((parse_release_id(name), name) for name in found)
+        return [name for _, name in sorted(((n, name) for n, name in numbered if n), reverse=True)]
 
     def live(self) -> Release | None:
         """Return the live release; see `live_of`."""
@@ -142,18 +183,14 @@ class DeploymentFolder:
             NoSuchRelease: none or several; names the newest.
             SpancatDaemonError: it is there, but its manifest can't be read.
         """
+        if re.fullmatch(r"@[0-9]+", name):
+            return self._back(name, history)
+        ids = self.ids()
+        named = fitting(name, ids, ids)
+        if len(named) == 1 and (found := self._named(named[0], self.current_state())) is not None:
+            return found
         survey = self.survey()
         releases = survey.releases
-        if re.fullmatch(r"@[0-9]+", name):
-            steps = int(name[1:])
-            live = next((release for release in releases if release.live), None)
-            back = [live, *self.before_live(history=history, survey=survey)]
-            if steps < len(back) and (found := back[steps]) is not None:
-                return found
-            raise NoSuchRelease(
-                f"there is no {name}: only {len(back) - 1} releases lie before the live one",
-                where=str(self.path),
-            )
         matches = fitting(name, releases, [release.id for release in releases])
         if len(matches) == 1:
             return matches[0]
@@ -174,34 +211,86 @@ class DeploymentFolder:
 
         By the history, where a rollback takes out what it left; then by sequence, below those.
         """
-        back = self.before_live(history=history)
-        return back[0] if back else None
+        if history is None and (left := self._left_last()) is not None:
+            return left
+        return next(self._way_back(history), None)
 
-    def before_live(self, *, history: History | None = None, survey: Survey | None = None) -> list[Release]:
+    def before_live(self, *, history: History | None = None) -> list[Release]:
         """Return the releases that one would go back through from the live one: ``@1``, ``@2``, ….
 
         By the history first, then by sequence, below those. The live one itself may be damaged beyond
         recognition.
         """
-        survey = survey or self.survey()
+        return list(self._way_back(history))
+
+    def _way_back(self, history: History | None) -> Iterator[Release]:
+        """Yield them one after the other, reading no more manifests than are asked for."""
+        current = self.current_state()
         history = history or History.reading(self.history_path)
-        live = survey.current.id or history.live
+        live = current.id or history.live
         if live is None:
-            return []
-        by_id = {release.id: release for release in survey.releases}
+            return
         order = list(history.live_order())
         if live in order:
             del order[order.index(live) :]
-        back = [by_id[name] for name in reversed(order) if name in by_id]
-        lowest = min([parse_release_id(live) or 0, *(release.sequence for release in back)])
-        return back + [release for release in survey.releases if release.sequence < lowest]
+        lowest = parse_release_id(live) or 0
+        for name in reversed(order):
+            if (release := self._named(name, current)) is not None:
+                lowest = min(lowest, release.sequence)
+                yield release
+        for name in self.ids():
+            below = (parse_release_id(name) or 0) < lowest
+            if below and (release := self._named(name, current)) is not None:
+                yield release
+
+    def _left_last(self) -> Release | None:
+        """What the last swap replaced, if that was no rollback: the end of the history is enough for it."""
+        last = History.last_change(self.history_path)
+        if last is None or last.kind != "commit" or last.data.get("trigger") == "rollback":
+            return None
+        current = self.current_state()
+        left = last.data.get("previous_release")
+        if current.id is None or last.data.get("release") != current.id or left in {None, current.id}:
+            return None
+        return self._named(str(left), current)
+
+    def _back(self, name: str, history: History | None) -> Release:
+        steps = int(name[1:])
+        if steps == 0:
+            before, found = 0, self.live()
+        else:
+            back = []
+            for release in self._way_back(history):
+                back.append(release)
+                if len(back) == steps:
+                    break
+            before, found = len(back), back[steps - 1] if len(back) == steps else None
+        if found is not None:
+            return found
+        raise NoSuchRelease(
+            f"there is no {name}: only {before} releases lie before the live one", where=str(self.path)
+        )
+
+    def _named(self, release_id: str, current: Current) -> Release | None:
+        """The release that lies under its own name, or as ``current``; None if its manifest can't be read."""
+        live = release_id == current.id
+        path = self.current if live and current.kind == "directory" else self.releases_path / release_id
+        if parse_release_id(release_id) is None or (path != self.current and path.is_symlink()):
+            return None
+        try:
+            release = read_release(path, live=live)
+        except BadManifest:
+            return None
+        return release if release.id == release_id else None
 
     def next_sequence(self, *, history: History | None = None) -> int:
         """Return a number higher than that of anything that is or ever was in this folder."""
-        highest = (history or History.reading(self.history_path)).highest
-        names = [self.current_state().id or ""]
+        history = history or History.reading(self.history_path)
+        highest = history.highest
+        names = {self.current_state().id or ""}
         for directory in (self.releases_path, self.staging_path, self.trash_path, self.rejected_path):
-            names += names_in(directory)
+            names.update(names_in(directory))
+        names -= history.released()  # none of which is higher
         for name in names:  # in staging and trash a dot and more follow
             highest = max(highest, parse_release_id(name.partition(".")[0]) or 0)
         return highest + 1

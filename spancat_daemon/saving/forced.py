@@ -22,6 +22,7 @@ from spancat_daemon.saving.telling import telling
 from spancat_daemon.saving.terms import Terms
 from spancat_daemon.serving.faults import MISSING_CODE
 from spancat_daemon.serving.listing import absolute
+from spancat_daemon.verify.verification import CannotVerify
 
 if TYPE_CHECKING:
     import logging
@@ -55,8 +56,9 @@ def save(
 
     The same staging, verification, swap and history; what was live stays as a release. A daemon that holds
     the folder does it, on the terms of its rule and with all that follows a swap there; if another process
-    does, it is waited for; else it is done here, and a daemon that is started later tells it in its log. What
-    it replaces is not promoted again by a rule unless its checkpoint changes, or by force.
+    does, it is waited for. Else it is done here: then no steps of ``[[watch.after]]`` are run and no
+    ``[watch.health]`` is asked, now or later, and a daemon that is started later tells it in its log. What it
+    replaces is not promoted again by a rule unless its checkpoint changes, or by force.
 
     The pipeline stays as it is. Nothing is printed, and nothing left behind, also if it is interrupted:
     Ctrl-C stops it, or comes too late, and then the release is returned. Once a release is live it is
@@ -89,10 +91,12 @@ def save(
         TypeError: `nlp` is no pipeline.
     """
     until_s = time.monotonic() + timeout_s
+    if not os.fspath(folder):
+        raise UsageError("no folder is given", hint="an empty path would be the current directory")
     name, terms = fit(nlp, component), Terms.checked(contents, keep, verify)
     where = DeploymentFolder(absolute(folder))
-    _check_place(where.path)
     with _explained(where.path):
+        _check_place(where.path)
         for writes_left in reversed(range(_WRITES)):
             where.prepare()
             with _saved(nlp, where) as entry:
@@ -122,16 +126,20 @@ def _saved(nlp: Language, folder: DeploymentFolder) -> Iterator[Entry]:
 
 def _check_place(path: Path) -> None:
     """Refuse what is certainly no deployment folder, before anything is made in it."""
-    if path.exists() and not path.is_dir():
+    if os.path.lexists(path) and not path.is_dir():
         raise UsageError("is not a directory", where=str(path), hint="choose another folder")
     if (path / MANIFEST_NAME).exists():
         raise UsageError(
             "is a release, not a deployment folder", where=str(path), hint="give the one above it"
         )
-    if (path / "config.cfg").exists():
-        raise UsageError(
-            "is a pipeline of spaCy, not a deployment folder", where=str(path), hint="give another folder"
-        )
+    for there in (path, *path.resolve().parents):
+        if (there / "config.cfg").exists() and (there / "meta.json").exists():
+            what = "is" if there == path else "lies inside of"
+            raise UsageError(
+                f"{what} a pipeline of spaCy, not a deployment folder",
+                where=str(path),
+                hint="give another folder",
+            )
     taken = taken_over_from(path)
     if taken is not None:
         there, owner = taken
@@ -169,6 +177,8 @@ def _put_in_words(error: SpancatDaemonError, entry: Entry, folder: DeploymentFol
         error.where = error.where.removeprefix(str(entry.path)).lstrip("/")
     if isinstance(error, Refused):
         error.hint = f"what was found out is in {folder.rejected_path / error.snapshot / MANIFEST_NAME}"
+    if isinstance(error, CannotVerify):
+        error.hint = 'verify="structure" needs no process of this Python'
     if isinstance(error, Rejected) and MISSING_CODE.search(error.reason):
         error.hint = (
             "a release is loaded by other processes, which know nothing of what this program has registered:"

@@ -136,11 +136,37 @@ def test_what_is_no_deployment_folder_stays_as_it_is(nlp: Language, checkpoint: 
         with pytest.raises(UsageError, match=reason):
             save(nlp, folder)
         assert names_in(folder) == before
-    file = deploy.with_name("file")
+    file, link = deploy.with_name("file"), deploy.with_name("link")
     file.touch()
-    with pytest.raises(SpancatDaemonError, match="is not a directory"):
-        save(nlp, file)
+    link.symlink_to("nowhere")
+    for folder in (file, link):
+        with pytest.raises(UsageError, match="is not a directory"):
+            save(nlp, folder)
+    with pytest.raises(SpancatDaemonError, match="Not a directory"):
+        save(nlp, file / "below")
+    with pytest.raises(SpancatDaemonError, match="File name too long"):
+        save(nlp, deploy / ("long" * 100))
+    with pytest.raises(UsageError, match="no folder is given"):
+        save(nlp, "")
     assert sound(deploy)["id"] == made.id
+
+
+@pytest.mark.parametrize(
+    "part", ["current/vocab", "releases", ".spancat-daemon", ".spancat-daemon/staging/x"]
+)
+def test_a_deployment_folder_has_none_inside(nlp: Language, deploy: Path, part: str) -> None:
+    made = save(nlp, deploy, verify="structure")
+    with pytest.raises(SpancatDaemonError, match="lies inside of"):
+        save(nlp, deploy / part, verify="structure")
+    assert sound(deploy)["id"] == made.id
+    assert save(nlp, deploy / "beside", verify="structure").sequence == 1
+
+
+def test_a_python_that_is_none(nlp: Language, deploy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a web server has Python inside of it."""
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(SpancatDaemonError, match='verify="structure" needs no process'):
+        save(nlp, deploy)
 
 
 def test_two_span_categorizers_need_a_word(tmp_path: Path, deploy: Path) -> None:
