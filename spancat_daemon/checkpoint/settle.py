@@ -1,13 +1,16 @@
 """The proof that a checkpoint is complete and of one generation (DESIGN.md, section 3: settling).
 
-spaCy writes a pipeline file by file, in place, ``vocab/lookups.bin`` last (`Language.to_disk`). So whenever a
-save is under way, or was cut off for ever, some file is missing or a file is newer than one that spaCy writes
-after it. Copies that keep times (``copytree`` to model-best) keep the order too. An entry of a spool carries
-the digests of its files, and needs no order.
+spaCy writes a pipeline file by file, in place, ``vocab/lookups.bin`` last (`Language.to_disk`). So whenever
+a save is under way, or was cut off for ever, some file is missing or a file is newer than one that spaCy
+writes after it. Copies that keep times keep the order too if they are made into an empty place (``copytree``
+to model-best), or begin with the files that spaCy writes first (``rsync -t``); one over an older copy in any
+other order may replace just the files that spaCy writes last, and then be cut off. An entry of a spool
+carries the digests of its files, and needs no order.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +46,10 @@ _AFTER_PIPES = (
     "vocab/vectors.cfg",
     "vocab/lookups.bin",
 )
+
+# rsync(1), "-T" and "--delay-updates"
+_TEMPORARY = re.compile(r"\.(.+)\.[^.]+")
+_TEMPORARY_FOLDERS = {".~tmp~", ".rsync-partial"}
 
 _NS = 1_000_000_000
 # Stamps this far ahead come from another clock: a file server's, or ours before it was set back.
@@ -154,7 +161,8 @@ def examine(
         if found is not None:
             return found
         layout = with_span_categorizers(outline, _cfgs(source, tree, outline))
-    proofs = {file.path: proof_for(file.path, layout) for file in tree.files}
+    under_way = _under_way(tree) if entry is None else frozenset()
+    proofs = {file.path: proof_for(file.path, layout) for file in tree.files if file.path not in under_way}
     if entry is not None:
         proofs = entry.proofs(proofs)
     newest_ns = max(file.stamp.mtime_ns for file in tree.files)
@@ -186,7 +194,10 @@ def _slots(tree: Tree, layout: Layout) -> list[list[SourceFile]]:
     copied and compared before and after like the rest, and can't make a checkpoint look torn for ever.
     """
     groups: dict[str, list[SourceFile]] = {}
+    under_way = _under_way(tree)
     for file in tree.files:
+        if file.path in under_way:
+            continue
         groups.setdefault(file.path.partition("/")[0], []).append(file)
     vocab = groups.get("vocab", [])
     slots = [groups.get(name, []) for name in (*_BEFORE_PIPES, *layout.pipeline)]
@@ -198,6 +209,23 @@ def _slots(tree: Tree, layout: Layout) -> list[list[SourceFile]]:
         slots.append(others)
     slots += [_present(tree, (path,)) for path in ordered[1:]]
     return slots
+
+
+def _under_way(tree: Tree) -> frozenset[str]:
+    """Files that will be renamed over another one, or never will, as their writer died: no part of anything.
+
+    They are named after that one, as rsync and most who write a file whole do: ``.model.Xy12Za`` beside
+    ``model``; or lie in a folder that rsync makes for them.
+    """
+    found = set()
+    for file in tree.files:
+        folder, slash, name = file.path.rpartition("/")
+        named = _TEMPORARY.fullmatch(name)
+        if (named and f"{folder}{slash}{named[1]}" in tree.by_path) or not _TEMPORARY_FOLDERS.isdisjoint(
+            folder.split("/")
+        ):
+            found.add(file.path)
+    return frozenset(found)
 
 
 def _disorder(tree: Tree, slots: list[list[SourceFile]]) -> Unsettled | None:
