@@ -8,66 +8,38 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from spancat_daemon.checkpoint.settle import Unsettled, file_clock_ns
+from spancat_daemon.checkpoint.settle import file_clock_ns
 from spancat_daemon.deploying.chronicle import Chronicle
 from spancat_daemon.deploying.follow_up import FollowUp
 from spancat_daemon.deploying.holding import Holding
 from spancat_daemon.deploying.keeping import Keeping
+from spancat_daemon.deploying.looking import Looking, Result
 from spancat_daemon.deploying.promotion import promote
-from spancat_daemon.deploying.refusal import LIMIT_AGAIN_S, Refusal, Refused, Underivable
 from spancat_daemon.deploying.rollback import go_back
 from spancat_daemon.deploying.saves import Saves
-from spancat_daemon.deploying.snapshot import Known, Request, Tools, Unchanged, take
-from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, Vanished
-from spancat_daemon.release import rejects
-from spancat_daemon.release.copying import UnreadableSourceError
+from spancat_daemon.deploying.snapshot import Tools
+from spancat_daemon.deploying.workplace import Workplace
+from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release.durability import DURABLE, Durability
 from spancat_daemon.release.folder import DeploymentFolder
-from spancat_daemon.release.staging import Abandoned, Lacking
-from spancat_daemon.verify.verification import stamps_of
+from spancat_daemon.release.staging import Abandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from spancat_daemon.checkpoint.tree import Tree
     from spancat_daemon.config.expand import Target
     from spancat_daemon.deploying.saves import Made, Saved
     from spancat_daemon.deploying.snapshot import Trigger
     from spancat_daemon.deploying.whereabouts import Whereabouts
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.history import History, Record
-    from spancat_daemon.verify.verification import Stamps
     from spancat_daemon.verify.warm import WarmLoaders
 
-Status = Literal[
-    "published", "unchanged", "unsettled", "vanished", "rejected", "failed", "abandoned", "probation"
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of one request for a snapshot.
-
-    Attributes:
-        status: how it ended.
-        release: id of the release that is live now, if one is.
-        reason: why it was not published, for a user; empty if it was.
-        retry_after_s: look again after this long even if nothing changes; None: only a change helps.
-        kind: of an unsettled checkpoint, what is the matter: "torn", "incomplete" or "busy".
-        tree: the stamps that were judged, where the checkpoint could be read.
-    """
-
-    status: Status
-    release: str | None
-    reason: str = ""
-    retry_after_s: float | None = None
-    kind: str = ""
-    tree: Tree | None = None
+__all__ = ["Deployment", "Result"]
 
 
 class Deployment:
@@ -164,22 +136,19 @@ class Deployment:
             now=self._tools.now,
             durability=durability,
         )
-        self._saves = Saves(
-            self.folder,
-            self._chronicle,
+        place = Workplace(
+            folder=self.folder,
+            chronicle=self._chronicle,
             alone=self._holding.alone,
             ready=self._ready,
             target=lambda: self.target,
             min_free_bytes=lambda: self.min_free_bytes,
             on_probation=lambda: self.on_probation,
-            make_room=self._make_room,
             published=self._published,
             tools=self._tools,
         )
-        self._known = Known()
-        self._known_of = target
-        self._judged: Tree | None = None
-        self._judged_by: Stamps = ()
+        self._saves = Saves(place)
+        self._looking = Looking(place, held=self._held, live_id=self.live_id)
 
     def __enter__(self) -> Self:
         self.hold()
@@ -200,7 +169,7 @@ class Deployment:
             if self._stop.is_set():
                 raise Abandoned("the deployment was given up", where=str(self.folder.path))
             if self._holding.take():
-                self._known = Known()
+                self._looking.forget()
                 self._resume()
 
     def close(self) -> None:
@@ -259,6 +228,13 @@ class Deployment:
         self.recover()
         return self._holding.history
 
+    def _held(self) -> History:
+        """The history of the folder, which is held; a swap that is live already may be on probation."""
+        self.hold()
+        if self._holding.history.pending_intent() is not None:
+            self.recover()
+        return self._holding.history
+
     # -- snapshots ------------------------------------------------------------------------------------------
 
     def snapshot(self, trigger: Trigger, *, force: bool = False, since_s: float | None = None) -> Result:
@@ -270,83 +246,11 @@ class Deployment:
                 was rolled back, or what is live is on probation.
             since_s: monotonic time at which the asking began; now, if it is not given.
         """
-        request = Request(trigger, force, self._tools.monotonic() if since_s is None else since_s)
-        with self._holding.alone:
-            try:
-                self.hold()
-                if self._holding.history.pending_intent() is not None:
-                    self.recover()  # a swap that is live already may be on probation
-                if not request.explicit and (waits_for := self.on_probation) is not None:
-                    return Result(
-                        "probation", waits_for, f"{waits_for} is on probation; --force does not wait for it"
-                    )
-                try:
-                    return self._snapshot(request)
-                except Lacking:
-                    if not self._make_room():
-                        raise
-                    return self._snapshot(request)
-            except Vanished as error:
-                return self._result("vanished", error)
-            except Moved as error:
-                return self._result("unsettled", error, kind="busy", retry_after_s=0.05)
-            except Abandoned as error:
-                return self._result("abandoned", error)
-            except Rejected as error:
-                return self._rejected(error, request)
-            except (OSError, SpancatDaemonError) as error:
-                return self._failed(error, trigger)
+        return self._looking.look(trigger, force=force, since_s=since_s)
 
     def save(self, saved: Saved) -> Made:
         """Makes what somebody saved live, on the terms of the rule; raises what `Saves.take` does."""
         return self._saves.take(saved)
-
-    def _make_room(self) -> bool:
-        """Lets all rejected snapshots go; whether there were any."""
-        gone = rejects.let_go(self.folder, last=0, durability=self._tools.durability)
-        if gone:
-            self._chronicle.made_room(gone)
-        return bool(gone)
-
-    def _snapshot(self, request: Request) -> Result:
-        target, self._judged = self.target, None
-        self._judged_by = stamps_of(
-            target.watch
-        )  # before they are read: what changes meanwhile was not asked
-        if target != self._known_of:
-            self._known_of, self._known = target, Known()
-        outcome = take(
-            request,
-            target,
-            self.folder,
-            self._holding.history,
-            min_free_bytes=self.min_free_bytes,
-            known=self._known,
-            tools=replace(
-                self._tools,
-                on_settled=lambda tree: self._judge(request, tree),
-                on_staging=lambda: self._chronicle.started(request),
-            ),
-        )
-        if isinstance(outcome, Unsettled):
-            if outcome.tree != self._known.glimpse:
-                now_s = self._tools.monotonic()
-                self._known = replace(self._known, glimpse=outcome.tree, glimpsed_s=now_s)
-            return Result(
-                "unsettled",
-                self.live_id(),
-                outcome.reason,
-                retry_after_s=outcome.retry_after_s,
-                kind=outcome.kind,
-                tree=outcome.tree,
-            )
-        if isinstance(outcome, Unchanged):
-            self._known = Known(live=(outcome.tree, outcome.live))
-            self._chronicle.unchanged(request, outcome)
-            return Result("unchanged", outcome.live, "the content is live already", tree=outcome.tree)
-        self._known = Known(live=(outcome.tree, outcome.swapped.release.id))
-        self._published(outcome.swapped.record)
-        return Result("published", outcome.swapped.release.id, tree=outcome.tree)
 
     # -- what is live ---------------------------------------------------------------------------------------
 
@@ -390,7 +294,7 @@ class Deployment:
                 reason=reason,
                 unwell=unwell,
             )
-            self._known = Known()
+            self._looking.forget()
             return self._swapped(swapped.record)
 
     def promote(self, name: str, *, force: bool, reason: str) -> Mapping[str, Any]:
@@ -413,7 +317,7 @@ class Deployment:
                 reason=reason,
                 tools=self._tools,
             )
-            self._known = Known()
+            self._looking.forget()
             payload = self._swapped(swapped.record)
             self.keeping.retain(self._holding.history)
             return payload
@@ -455,31 +359,6 @@ class Deployment:
     def _published(self, record: Record) -> None:
         self._swapped(record)
         self.keeping.retain(self._holding.history)
-
-    # -- outcomes -------------------------------------------------------------------------------------------
-
-    def _rejected(self, error: Rejected, request: Request) -> Result:
-        self._chronicle.rejected(error, request, self._judged)
-        # What could not be read may be readable the next time, though nothing has changed.
-        if self._judged is not None and not isinstance(error.__cause__, (OSError, UnreadableSourceError)):
-            by_limit = isinstance(error, Refused | Underivable) and error.by_limit
-            until_s = self._tools.monotonic() + LIMIT_AGAIN_S if by_limit else None
-            refused = Refusal(self._judged, self._judged_by, self.live_id(), error, until_s)
-            self._known = replace(self._known, refused=refused)
-        return self._result("rejected", error)
-
-    def _failed(self, error: OSError | SpancatDaemonError, trigger: Trigger) -> Result:
-        return Result("failed", self.live_id(), self._chronicle.failed(error, trigger), tree=self._judged)
-
-    def _result(self, status: Status, error: SpancatDaemonError, **more: Any) -> Result:
-        return Result(status, self.live_id(), str(error), tree=self._judged, **more)
-
-    def _judge(self, request: Request, tree: Tree) -> None:
-        self._judged = tree
-        live, refused = self._known.live, self._known.refused
-        known = (live[0] if live else None, refused.tree if refused else None)
-        if request.trigger == "change" and tree not in known:
-            self._chronicle.changed(tree)
 
     @property
     def recorded_live(self) -> str | None:

@@ -14,16 +14,12 @@ from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, Vanished
 from spancat_daemon.release.staging import Abandoned, Lacking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from spancat_daemon.checkpoint.contents import Contents
-    from spancat_daemon.config.expand import Target
-    from spancat_daemon.deploying.chronicle import Chronicle
-    from spancat_daemon.deploying.snapshot import Outcome, Tools
-    from spancat_daemon.release.folder import DeploymentFolder
-    from spancat_daemon.release.history import History, Record
+    from spancat_daemon.deploying.snapshot import Outcome
+    from spancat_daemon.deploying.workplace import Workplace
+    from spancat_daemon.release.history import History
     from spancat_daemon.release.survey import Release
 
 _LONGEST_PAUSE_S: Final = 0.05
@@ -66,44 +62,9 @@ class Made:
 class Saves:
     """Makes releases of what was saved, on the terms of the folder's rule; any thread may ask for it."""
 
-    def __init__(
-        self,
-        folder: DeploymentFolder,
-        chronicle: Chronicle,
-        *,
-        alone: AbstractContextManager[object],
-        ready: Callable[[], History],
-        target: Callable[[], Target],
-        min_free_bytes: Callable[[], int],
-        on_probation: Callable[[], str | None],
-        make_room: Callable[[], bool],
-        published: Callable[[Record], None],
-        tools: Tools,
-    ) -> None:
-        """Makes releases of a folder.
-
-        Args:
-            folder: which.
-            chronicle: told what becomes of each.
-            alone: the mutex of all work on the folder.
-            ready: the history of the folder, once that is held and recovered.
-            target: the rule as it is now.
-            min_free_bytes: what must stay free on the folder's file system, as it is now.
-            on_probation: what is live as long as it is not seen to do well.
-            make_room: lets go of what is not needed; whether there was anything.
-            published: sees to what follows a swap.
-            tools: clocks, durability and loaders.
-        """
-        self._folder = folder
-        self._chronicle = chronicle
-        self._alone = alone
-        self._ready = ready
-        self._target = target
-        self._min_free_bytes = min_free_bytes
-        self._on_probation = on_probation
-        self._make_room = make_room
-        self._published = published
-        self._tools = tools
+    def __init__(self, place: Workplace) -> None:
+        """Makes releases in a folder."""
+        self._place = place
         self._turn = threading.Lock()  # else one would make the other's verification void, again and again
 
     def take(self, saved: Saved) -> Made:
@@ -116,7 +77,7 @@ class Saves:
             Abandoned: the deployment was given up.
             SpancatDaemonError, OSError: the folder can't be held or written; nothing is live that was not.
         """
-        since_s = self._tools.monotonic()
+        since_s = self._place.tools.monotonic()
         with self._turn:
             while True:
                 found = self._attempt(saved, since_s)
@@ -130,11 +91,11 @@ class Saves:
     def _attempt(self, saved: Saved, since_s: float) -> Made | Unsettled | None:
         """Return what it became, or why it has to be tried again."""
         request = Request("manual", saved.force, since_s, origin=saved.origin)
-        with self._alone:
-            history = self._ready()
+        with self._place.alone:
+            history = self._place.ready()
             if saved.again and (known := self._known(saved.origin, history)) is not None:
                 return Made(known, published=True)
-            if not request.forced and (waits_for := self._on_probation()) is not None:
+            if not request.forced and (waits_for := self._place.on_probation()) is not None:
                 raise SpancatDaemonError(
                     f"{waits_for} is on probation", hint="force=True does not wait for it"
                 )
@@ -143,35 +104,35 @@ class Saves:
             except Moved:
                 return None
             except Rejected as error:
-                self._chronicle.rejected(error, request, None)
+                self._place.chronicle.rejected(error, request, None)
                 raise
             except (Abandoned, Vanished):
                 raise
             except (OSError, SpancatDaemonError) as error:
                 if (made := self._live_after_all(saved.origin)) is not None:
                     return Made(made, published=True)
-                self._chronicle.failed(error, request.trigger)
+                self._place.chronicle.failed(error, request.trigger)
                 raise
 
     def _take(self, request: Request, saved: Saved, history: History) -> Outcome:
-        rule = self._target()
+        rule = self._place.target()
         terms = {"component": saved.component, "contents": saved.contents or rule.watch.contents}
         watch = rule.watch.model_copy(update={**terms, "writer": "spacy"})
         target = replace(rule, watch=watch, source=saved.path)
-        tools = replace(self._tools, on_staging=lambda: self._chronicle.started(request))
+        tools = replace(self._place.tools, on_staging=lambda: self._place.chronicle.started(request))
         for last in (False, True):
             try:
                 return take(
                     request,
                     target,
-                    self._folder,
+                    self._place.folder,
                     history,
-                    min_free_bytes=self._min_free_bytes(),
+                    min_free_bytes=self._place.min_free_bytes(),
                     known=Known(),
                     tools=tools,
                 )
             except Lacking:
-                if last or not self._make_room():
+                if last or not self._place.make_room():
                     raise
         raise AssertionError  # pragma: no cover  # the last time it returns or raises
 
@@ -179,16 +140,16 @@ class Saves:
         if isinstance(outcome, Unsettled):
             return outcome
         if isinstance(outcome, Unchanged):
-            self._chronicle.unchanged(request, outcome)
-            live = self._folder.live()
+            self._place.chronicle.unchanged(request, outcome)
+            live = self._place.folder.live()
             return Made(live, published=False) if live is not None else None
-        self._published(outcome.swapped.record)
+        self._place.published(outcome.swapped.record)
         return Made(outcome.swapped.release, published=True)
 
     def _live_after_all(self, origin: str) -> Release | None:
         """The release, if all that failed is what comes after it went live."""
         with suppress(OSError, SpancatDaemonError):
-            return self._known(origin, self._ready())
+            return self._known(origin, self._place.ready())
         return None
 
     def _known(self, origin: str, history: History) -> Release | None:
@@ -200,9 +161,10 @@ class Saves:
         ]
         if not ids:
             return None
-        for release in self._folder.releases():
+        for release in self._place.folder.releases():
             if release.id == ids[0]:
                 return release
         raise SpancatDaemonError(
-            f"it was published as {ids[0]}, which retention has let go since", where=str(self._folder.path)
+            f"it was published as {ids[0]}, which retention has let go since",
+            where=str(self._place.folder.path),
         )

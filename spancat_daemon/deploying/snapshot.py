@@ -32,6 +32,7 @@ from spancat_daemon.verify.verification import stamps_of, terms_of, verify
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from spancat_daemon.checkpoint.contents import Plan
     from spancat_daemon.checkpoint.progress import Progress
@@ -258,6 +259,7 @@ def take(
         manifest = _describe(
             request,
             target,
+            source.path,
             staged,
             live,
             folder.next_sequence(history=history),
@@ -339,6 +341,7 @@ def _candidate(staged: Staged, step: Progress | None) -> Candidate:
 def _describe(
     request: Request,
     target: Target,
+    source: Path,
     staged: Staged,
     live: Release | None,
     sequence: int,
@@ -354,7 +357,7 @@ def _describe(
         trigger=request.trigger,
         forced=request.forced,
         changed=live is None or live.manifest.content_sha256 != staged.content_sha256,
-        source=request.origin or str(target.source),
+        source=request.origin or str(source),
         contents=target.watch.contents,
         component=chosen.component,
         factory=chosen.factory,

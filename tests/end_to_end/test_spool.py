@@ -58,13 +58,13 @@ def test_each_newest_entry_goes_live_as_its_training_says(tmp_path: Path, pipeli
         assert event["trigger"] == "startup"
         # The second holds what is live, and after it a training is begun anew.
         for step, releases in ((100, 2), (100, 2), (0, 3), (100, 4)):
-            spool.put(pipeline, step)
+            entry = spool.put(pipeline, step)
             event = daemon.wait(made_live, count=releases)[-1]
             assert event["trigger"] == "signal"
             assert digests(deploy / "releases" / event["release"]) == spool.written[-1]
         assert bad(daemon) == []
     assert not list(deploy.rglob("entry.json"))
-    assert sound(deploy)["source"].startswith(str(spool.path))
+    assert sound(deploy)["source"] == str(entry)
     assert {path.name for path in spool.path.iterdir()} == {"new", "tmp"}
 
 
