@@ -26,6 +26,8 @@ _MAX_KEY_CHARACTERS = 1000
 _REFERENCE = re.compile(r"\$\{([\w.:-]+)\}")
 _JSON_BEGINNINGS = ("[", "{", '"')
 _LITERALS = {"True": True, "False": False, "None": None}
+_MAX_SECTION_DEPTH = 64
+_LONGEST_SHOWN = 200
 _MAX_REFERENCES = 16  # references to references, as many as nobody writes by hand
 
 
@@ -51,18 +53,17 @@ def parse_config(data: bytes) -> dict[str, Any]:
     except configparser.Error as error:
         problem = shown(" ".join(error.message.split())[:200])
         raise Rejected(f"is not a spaCy configuration: {problem}", where=where) from None
+    if parser.defaults():
+        # Every section has all of them: some kilobytes can ask for gigabytes
+        raise Rejected(f"has a [{parser.default_section}], which spaCy does not write", where=where)
     config: dict[str, Any] = {}
     # Shallow sections first, so that a value never hides behind a section of the same name unnoticed.
     for section in sorted(parser.sections(), key=lambda name: name.count(".")):
-        node = config
-        for part in section.split("."):
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise Rejected(f"[{shown(section)}] is a section and a value", where=where)
+        node = _node(config, section)
         for key, text in parser.items(section):
             node[key] = _value(text)
             if node[key] is text and text[:1] in _JSON_BEGINNINGS and not _is_json(text):
-                raise Rejected(f"the value of [{shown(section)}] {shown(key)} is cut off", where=where)
+                raise Rejected(f"the value of [{_short(section)}] {_short(key)} is cut off", where=where)
     if not isinstance(config.get("nlp"), dict):
         raise Rejected(
             "has no [nlp], so it is not a spaCy pipeline's",
@@ -70,6 +71,23 @@ def parse_config(data: bytes) -> dict[str, Any]:
             hint="`source` must be the folder that spaCy saves to",
         )
     return config
+
+
+def _node(config: dict[str, Any], section: str) -> dict[str, Any]:
+    """Return where the values of a section go, made if need be."""
+    parts = section.split(".")
+    if len(parts) > _MAX_SECTION_DEPTH:
+        raise Rejected(f"[{_short(section)}] is nested too deeply", where="config.cfg")
+    node = config
+    for part in parts:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise Rejected(f"[{_short(section)}] is a section and a value", where="config.cfg")
+    return node
+
+
+def _short(name: str) -> str:
+    return shown(name[:_LONGEST_SHOWN])
 
 
 def _check_lines(text: str) -> None:

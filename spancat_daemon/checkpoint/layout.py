@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 
+from spancat_daemon import frugal_json
 from spancat_daemon.checkpoint.configuration import parse_config, resolve
 from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.errors import Rejected
@@ -144,12 +145,12 @@ def read_outline(config_cfg: bytes, meta_json: bytes) -> Layout:
     config = parse_config(config_cfg)
     meta = _json_object(meta_json, "meta.json")
     lang, pipeline, components = _pipeline(config)
-    metrics = meta.get("performance")
+    metrics, spacy_version = meta.get("performance"), meta.get("spacy_version")
     return Layout(
         lang=lang,
         pipeline=pipeline,
         components=components,
-        spacy_version=str(meta.get("spacy_version", "")),
+        spacy_version=spacy_version if isinstance(spacy_version, str) else "",
         metrics=metrics if isinstance(metrics, dict) else {},
         config=config,
         meta=meta,
@@ -171,7 +172,7 @@ def with_span_categorizers(outline: Layout, cfgs: Mapping[str, bytes]) -> Layout
         # spaCy loads a pipeline whose listener has no upstream without a word, and it predicts nothing.
         for upstream in component.listens_to:
             if upstream not in outline.pipeline[:place]:
-                _bad_config(f"{name} listens to {upstream!r}, which is not a pipe before it")
+                _bad_config(f"{name} listens to {shown(upstream)[:80]!r}, which is not a pipe before it")
     return replace(outline, components=components)
 
 
@@ -336,9 +337,11 @@ def _function(config: Mapping[str, Any], *path: str) -> Any:
 
 def _json_object(data: bytes, where: str) -> dict[str, Any]:
     try:
-        value = orjson.loads(data)
+        value = frugal_json.loads(data)
     except orjson.JSONDecodeError as error:
         raise Rejected(f"is not whole JSON: {error.msg}", where=where) from None
+    except ValueError as error:
+        raise Rejected(f"holds {error}", where=where) from None
     if not isinstance(value, dict):
         raise Rejected("is not a JSON object", where=where)
     return value

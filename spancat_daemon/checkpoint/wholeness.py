@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
+from spancat_daemon import frugal_json
 from spancat_daemon.checkpoint.configuration import MAX_CONFIG_BYTES, parse_config
 from spancat_daemon.checkpoint.layout import PARSERS, TRAINABLE, SpanCategorizer, expected_files
 from spancat_daemon.checkpoint.msgpack_proof import ModelProof, MsgpackProof
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 MAX_JSON_BYTES = 256 << 20
 """orjson needs a document in one piece. The largest one, vocab/strings.json, has about 25 bytes a word: this
 is ten million words."""
+
+MAX_JSON_VALUES = 12_000_000
+"""That many words, some with a comma. Anything else of so many values would take gigabytes to read."""
 
 _NPY_HEAD_BYTES = 10_016  # and its own length before it
 _MAX_NPY_HEADER = 10_000  # as numpy itself; headers of plain arrays have 128 bytes
@@ -131,9 +135,11 @@ class JsonProof:
         """Parse it."""
         data, self._data = self._data, bytearray()
         try:
-            orjson.loads(data)
+            frugal_json.loads(data, most_values=MAX_JSON_VALUES)
         except orjson.JSONDecodeError as error:
             raise Rejected(f"is not whole JSON: {error.msg}") from None
+        except ValueError as error:
+            raise Rejected(f"holds {error}") from None
 
 
 class JsonLinesProof:
@@ -161,9 +167,11 @@ class JsonLinesProof:
         if not line.strip():
             return
         try:
-            orjson.loads(line)
+            frugal_json.loads(line)
         except orjson.JSONDecodeError as error:
             raise Rejected(f"has a line that is not whole JSON: {error.msg}") from None
+        except ValueError as error:
+            raise Rejected(f"has a line of {error}") from None
 
 
 class NpyProof:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, Final
 
 from spancat_daemon.config import contradictions, patterns
@@ -13,7 +13,7 @@ from spancat_daemon.config.problems import Finding
 from spancat_daemon.config.tables import rule_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from spancat_daemon.config.places import Path, Place
@@ -164,7 +164,8 @@ def _paths(rule: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
 
 
 def _overlaps(rules: list[_Rule], place_of: Callable[[Path], Place]) -> Iterator[Finding]:
-    for first, second in combinations(rules, 2):
+    deploys, sources = [rule.deploys for rule in rules], [rule.sources for rule in rules]
+    for first, second in ((rules[i], rules[j]) for i, j in _may_nest(deploys, deploys) if i < j):
         shorter = min(len(first.deploys), len(second.deploys))
         if not patterns.may_meet(first.deploys[:shorter], second.deploys[:shorter]):
             continue
@@ -178,7 +179,7 @@ def _overlaps(rules: list[_Rule], place_of: Callable[[Path], Place]) -> Iterator
             f"{second.deploy!r} {how} {first.label} deploys to, at line {line}; "
             "give each rule a folder of its own",
         )
-    for one, other in product(rules, repeat=2):
+    for one, other in ((rules[i], rules[j]) for i, j in _may_nest(deploys, sources)):
         if _inside(one.deploys, other.sources):
             how, remedy = "lies inside", "move it out"
         elif _inside(other.sources, one.deploys):
@@ -188,6 +189,27 @@ def _overlaps(rules: list[_Rule], place_of: Callable[[Path], Place]) -> Iterator
         whose = "its own source" if one is other else f"the source of {other.label}"
         line = place_of(other.at("source")).line
         yield Finding(one.at("deploy"), f"deploy {how} {whose}, {other.source!r} at line {line}; {remedy}")
+
+
+def _may_nest(
+    ones: Sequence[tuple[str, ...]], others: Sequence[tuple[str, ...]]
+) -> Iterator[tuple[int, int]]:
+    """The pairs of which one can lie in the other, in order; without holding each against each other one."""
+    wild = {number for number, other in enumerate(others) if any(map(patterns.is_special, other))}
+    exact: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    beginning: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    for number, other in enumerate(others):
+        exact[other].add(number)
+        for length in range(len(other)):
+            beginning[other[:length]].add(number)
+    for number, one in enumerate(ones):
+        if any(map(patterns.is_special, one)):
+            found = set(range(len(others)))
+        else:
+            found = wild | beginning.get(one, set())
+            for length in range(len(one) + 1):
+                found |= exact.get(one[:length], set())
+        yield from ((number, other) for other in sorted(found))
 
 
 def _own_files(document: Mapping[str, Any], rules: list[_Rule], bad: AbstractSet[Path]) -> Iterator[Finding]:

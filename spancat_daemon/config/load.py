@@ -32,8 +32,9 @@ SEARCHED: Final = (Path("daemon.toml"), Path("/etc/spancat-daemon/daemon.toml"))
 
 LARGEST_BYTES: Final = 1 << 20
 LONGEST_LINE: Final = 16_384
-"""Characters; tomllib needs time that grows with the square of a dotted key's length."""
-
+MOST_RULES: Final = 1_000
+MOST_PROBLEMS: Final = 100
+_DIGITS: Final = re.compile(r"[0-9_]{4301}")
 _EXAMPLE: Final = 'add [[watch]] with name = "…", source = "…/model-best" and deploy = "…"'
 
 
@@ -199,6 +200,7 @@ class _Reading:
                 )
                 raise ConfigurationError(self.problems)
         try:
+            self.places.check_keys()
             document = tomllib.loads(text)
             self.places = places.locate(text)
         except tomllib.TOMLDecodeError as error:
@@ -207,10 +209,18 @@ class _Reading:
         except places.TooDeep as error:
             self.add(error.place, str(error))
             raise ConfigurationError(self.problems) from error
+        except ValueError:  # of int(), which reads no more than 4,300 digits
+            digits = _DIGITS.search(text)
+            self.add(self.places.at(digits.start() if digits else 0), "a number has too many digits")
+            raise ConfigurationError(self.problems) from None
         except RecursionError:
             self.add(places.Place(1, 1), "arrays or tables are nested too deeply")
             # the deep traceback explains nothing
             raise ConfigurationError(self.problems) from None
+        rules = document.get("watch")
+        if isinstance(rules, list) and len(rules) > MOST_RULES:
+            self.add(self.places.key(("watch", MOST_RULES)), f"there are more than {MOST_RULES:,} [[watch]]")
+            raise ConfigurationError(self.problems)
         return document
 
     def filled(self, value: Any, path: places.Path) -> Any:
@@ -244,7 +254,7 @@ class _Reading:
                 {**document, "path": self.path}, context={"file": True}
             )
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
+            for detail in error.errors(include_url=False)[:MOST_PROBLEMS]:
                 path = tables.path_of(detail)
                 # a value without its variable is no value; a key that does not exist is wrong all the same
                 if path in self.bad and detail["type"] != "extra_forbidden":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_SPECIAL: Final = re.compile(r"[*?[]")
 PLACEHOLDER: Final = re.compile(r"\{([0-9]+)\}")
 
 
@@ -106,6 +107,11 @@ def deploy_pattern(source: str, deploy: str) -> tuple[str, ...]:
     )
 
 
+def is_special(component: str) -> bool:
+    """Whether it is more than a name as it stands."""
+    return _SPECIAL.search(component) is not None
+
+
 def covers(general: Sequence[str], special: Sequence[str]) -> bool:
     """Whether every path of one pattern is surely a path of the other, judged component by component."""
     return len(general) == len(special) and all(
@@ -122,6 +128,8 @@ def may_meet(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _matches_literal(component: str, other: str) -> bool:
+    if not _SPECIAL.search(component) and not _SPECIAL.search(other):
+        return component == other  # nearly all: each rule is held against each other one
     name = literal(other)
     return name is not None and (literal(component) == name or matches(component, name))
 

@@ -30,6 +30,10 @@ _STRINGS: Final = (
 )
 
 
+# More parts than a key can have, and more than texts have words with nothing but dots between them.
+_LONG_KEY: Final = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
+
+
 class TooDeep(ValueError):  # noqa: N818  # describes the text, like the ValueError it is
     """Arrays or tables in each other beyond ``DEEPEST`` levels.
 
@@ -103,6 +107,15 @@ class Places:
         start = self._line_starts[number - 1]
         end = self.text.find("\n", start)
         return self.text[start:] if end < 0 else self.text[start:end]
+
+    def check_keys(self) -> None:
+        """Refuse dotted keys of many parts: tomllib needs time and memory with the square of their number.
+
+        Raises:
+            TooDeep: there is one.
+        """
+        if found := _LONG_KEY.search(self.text):
+            raise TooDeep(self.at(found.start()))
 
     @property
     def last_line(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.errors import about
 from spancat_daemon.release.survey import FolderBusy
 
@@ -163,13 +164,10 @@ def _is_lock(path: Path, fd: int) -> bool:
 def _read_holder(fd: int) -> Holder | None:
     try:
         said = orjson.loads(os.pread(fd, 8192, 0))
-        control = said.get("control")
-        return Holder(
-            pid=said["pid"],
-            command=said["command"],
-            since=said["since"],
-            host=said["host"],
-            control=Path(control) if control else None,
-        )
+        pid, control = said["pid"], said.get("control")
+        command, since, host = (shown(said[key]) for key in ("command", "since", "host"))
+        if not isinstance(pid, int) or (control and ("\0" in control or not control.startswith("/"))):
+            return None
+        return Holder(pid, command, since, host, control=Path(control) if control else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

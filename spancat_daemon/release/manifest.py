@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 import orjson
 
+from spancat_daemon import frugal_json
 from spancat_daemon.errors import SpancatDaemonError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _REQUIRED: Final = object()
 _REMEMBERED_BYTES: Final = 16 << 10  # a usual one has 4 KiB; 128 of the largest ones take some 10 MB
 _DEEPEST = 32  # of metrics and verdicts; beyond it lies nonsense, and the recursion limit
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_RELEASE_ID = re.compile(r"([0-9]{6,})-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+_RELEASE_ID = re.compile(r"([0-9]{6,18})-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 
 
@@ -213,9 +214,11 @@ def parse(raw: bytes, *, where: str) -> Manifest:
     if len(raw) > MANIFEST_LIMIT_BYTES:
         raise BadManifest(f"is larger than {MANIFEST_LIMIT_BYTES} bytes", where=where)
     try:
-        document = orjson.loads(raw)
+        document = frugal_json.loads(raw)
     except orjson.JSONDecodeError as error:
         raise BadManifest(f"is not JSON: {error}", where=where) from error
+    except ValueError as error:
+        raise BadManifest(f"holds {error}", where=where) from None
     if not isinstance(document, dict):
         raise BadManifest("is not a JSON object", where=where)
     schema = document.get("schema")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 
+from spancat_daemon import frugal_json
 from spancat_daemon.release.manifest import parse_release_id, plain
 
 if TYPE_CHECKING:
@@ -113,9 +114,11 @@ def decode(line: bytes) -> Record:
         Malformed: it is not a record.
     """
     try:
-        document = orjson.loads(line)
+        document = frugal_json.loads(line)
     except orjson.JSONDecodeError as error:
         raise Malformed(f"is not JSON ({error})", json=False) from None
+    except ValueError as error:
+        raise Malformed(f"holds {error}", json=True) from None
     if not isinstance(document, dict) or _SEAL.fullmatch(line.rstrip(b"\n")[-_SEAL_LENGTH:]) is None:
         raise Malformed("is not an object that ends with its sha256", json=True)
     seq, prev, time, kind = (document.pop(key, None) for key in ("seq", "prev", "time", "kind"))
@@ -126,7 +129,16 @@ def decode(line: bytes) -> Record:
         raise Malformed("has no digest of the line before it", json=True)
     if not isinstance(time, str) or not isinstance(kind, str) or kind not in KINDS:
         raise Malformed("has no time, or no kind that this version knows", json=True)
+    if not _names_releases(kind, document):
+        raise Malformed(f"does not name its releases as a record of kind {kind} does", json=True)
     return Record(seq=seq, prev=prev, time=time, kind=kind, data=document, sha256=sha256)
+
+
+def _names_releases(kind: str, data: Mapping[str, Any]) -> bool:
+    """Whether its own digest, which anybody can make, is of something that can be worked with."""
+    release, adopted = data.get("release"), data.get("adopted", [])
+    named = isinstance(release, str) or (release is None and kind not in {"intent", "commit", "abort"})
+    return named and isinstance(adopted, list) and all(isinstance(name, str) for name in adopted)
 
 
 def intact(line: bytes, record: Record) -> bool:

@@ -389,7 +389,7 @@ def _parsed(found: Mapping[str, Any], versions: Mapping[str, Any]) -> LoadVerdic
             load_s=float(found["load_s"]),
             peak_rss_bytes=int(found["peak_rss_bytes"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
