@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults import report
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The page of what was tried says also what was not."""
+    made = yield
+    if made.skipped and isinstance(made.longrepr, tuple):
+        report.not_tried(item.nodeid, made.longrepr[2].removeprefix("Skipped: "))
+    return made
 
 
 @pytest.fixture
