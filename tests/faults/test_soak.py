@@ -71,7 +71,10 @@ def test_what_grows_is_a_leak_and_a_restart_is_none() -> None:
 def test_the_time_from_written_to_live() -> None:
     written = [("a", 10.0), ("b", 20.0), ("never live", 21.0)]
     swaps = [("a", 10.5), ("b", 22.0), ("a", 30.0)]
-    assert latencies(written, swaps, [(19.0, 21.0)]) == [Latency(10.0, 0.5, False), Latency(20.0, 2.0, True)]
+    assert latencies(written, swaps, [(19.0, 21.0)]) == [
+        Latency(10.0, 0.5, disturbed=False),
+        Latency(20.0, 2.0, disturbed=True),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "load"])
