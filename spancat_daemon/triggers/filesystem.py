@@ -354,6 +354,9 @@ class FilesystemTrigger:
                 frozenset(found.checkpoints) if watched.pattern is None else None,
             ):
                 break
+        if found.faults:  # the look can have ended on its way
+            found.root, present = where(watched)
+            found.checkpoints = found.checkpoints if present is None else list(present)
         surplus = directories.keep_only(key, interests)
         return found, changed or surplus
 

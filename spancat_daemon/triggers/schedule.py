@@ -24,11 +24,9 @@ from apscheduler.executors.base import BaseExecutor
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.cron import CronTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from zoneinfo import ZoneInfo
 
     from spancat_daemon.config.model import CronSchedule, IntervalSchedule
 
@@ -351,14 +349,14 @@ class ScheduleTrigger:
                     scheduler.modify_job(job.id, next_run_time=trigger.get_next_fire_time(None, now))
 
 
-def cron_trigger(schedule: CronSchedule) -> CronTrigger:
-    """APScheduler's trigger for a standard cron expression in its time zone."""
+def cron_trigger(schedule: CronSchedule) -> BaseTrigger:
+    """A trigger of APScheduler's for a standard cron expression in its time zone."""
     from zoneinfo import ZoneInfo  # noqa: PLC0415  # only needed where there are schedules
 
     from spancat_daemon.config.cron import trigger_fields  # noqa: PLC0415  # as above
+    from spancat_daemon.triggers.wall_clock import WallClockTrigger  # noqa: PLC0415  # as above
 
-    zone: ZoneInfo = ZoneInfo(schedule.timezone)
-    return CronTrigger(timezone=zone, **trigger_fields(schedule.cron))
+    return WallClockTrigger(ZoneInfo(schedule.timezone), trigger_fields(schedule.cron))
 
 
 def _job(scheduler: _Scheduler, name: str) -> Any:
