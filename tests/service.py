@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,8 +43,11 @@ def run(
 class Daemon:
     """``spancat-daemon run`` on a configuration file; every line it logs is kept in `events`."""
 
-    def __init__(self, config: Path, *, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, config: Path, *, environ: Mapping[str, str] | None = None, within: Sequence[str] = ()
+    ) -> None:
         self.config = config
+        self._within = within  # a program that becomes it, such as unshare
         self.events: list[Event] = []
         self._environ = {**os.environ, **(environ or {}), "PYTHONPATH": str(ROOT)}
         self._news = threading.Condition()
@@ -70,7 +73,7 @@ class Daemon:
 
     def start(self, *, ready: bool = True) -> Self:
         self._process = subprocess.Popen(
-            command("-c", self.config, "run"),
+            [*self._within, *command("-c", self.config, "run")],
             stdout=subprocess.PIPE,
             stderr=None,
             cwd=self.config.parent,
