@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -13,10 +13,16 @@ from spancat_daemon.cli.scope import JsonOption, RuleArgument, scope
 from spancat_daemon.observe.render import size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from spancat_daemon.config.model import Keep
-    from spancat_daemon.release.folder import DeploymentFolder, Release
+    from spancat_daemon.release.folder import DeploymentFolder, Release, Survey
+    from spancat_daemon.release.retention import Verdict
+
+_SHOWN: Final = 50
+"""Releases that a table has if nobody asks for all: as many as are looked at. JSON always has all."""
 
 
 def command(
@@ -25,6 +31,9 @@ def command(
     rejected: Annotated[
         bool,
         typer.Option("--rejected", help="The snapshots that did not go live and are kept, and why not."),
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"All of them, not only the newest {_SHOWN}. --json: always all.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
@@ -36,7 +45,11 @@ def command(
     if rejected:
         _list_rejected(folder, now, json=json)
         return
-    entries = describe(folder, target.watch.keep, now=now)
+    keep = target.watch.keep
+    ids = folder.ids()
+    newest = frozenset(ids if everything or json else ids[:_SHOWN])
+    survey = folder.survey(only=newest) if len(newest) < len(ids) else folder.survey()
+    entries = describe(folder, keep, now=now, survey=survey)
     if json:
         print_json(entries)
     elif entries:
@@ -57,9 +70,17 @@ def command(
         )
     else:
         say(f"no releases yet in {folder.path}")
-    for path, reason in folder.broken():
+    if len(newest) < len(ids):
+        _tell_of_older(ids, newest, survey.current.id, rule)
+    for path, reason in survey.broken:
         say(reason if str(path) in reason else f"{path}: {reason}")
-    _tell_of_rejected(folder, target.rule, live=max((e["sequence"] for e in entries if e["live"]), default=0))
+    _tell_of_rejected(folder, target.rule, live=survey.current.id)
+
+
+def _tell_of_older(ids: Sequence[str], newest: AbstractSet[str], live: str | None, rule: str) -> None:
+    older = len(ids) - len(newest)
+    where = f"; {live}, which is live, is one of them" if live is not None and live not in newest else ""
+    say(f"and {older} older release{'' if older == 1 else 's'}{where}: `list {rule} --all` shows them")
 
 
 def _list_rejected(folder: DeploymentFolder, now: datetime, *, json: bool) -> None:
@@ -86,11 +107,17 @@ def _list_rejected(folder: DeploymentFolder, now: datetime, *, json: bool) -> No
         say(f"no rejected snapshots are kept in {folder.path}")
 
 
-def _tell_of_rejected(folder: DeploymentFolder, rule: str, *, live: int) -> None:
+def _tell_of_rejected(folder: DeploymentFolder, rule: str, *, live: str | None) -> None:
     """Say that training went on and nothing of it went live: nobody would look for that here."""
-    from spancat_daemon.release.rejects import rejected  # noqa: PLC0415  # only where a folder is read
+    from spancat_daemon.release.manifest import parse_release_id  # noqa: PLC0415  # as below
+    from spancat_daemon.release.survey import names_in  # noqa: PLC0415  # only where a folder is read
 
-    newer = sum(release.sequence > live for release in rejected(folder))
+    if not names_in(folder.rejected_path):
+        return
+    from spancat_daemon.release.rejects import rejected  # noqa: PLC0415  # brings what stages
+
+    newest = (parse_release_id(live) if live else None) or 0
+    newer = sum(release.sequence > newest for release in rejected(folder))
     if newer:
         which = f"{newer} {'newer ' if live else ''}snapshot{'' if newer == 1 else 's'}"
         verb = "was" if newer == 1 else "were"
@@ -121,16 +148,21 @@ def describe_rejected(folder: DeploymentFolder) -> list[dict[str, Any]]:
     ]
 
 
-def describe(folder: DeploymentFolder, keep: Keep, *, now: datetime) -> list[dict[str, Any]]:
+def describe(
+    folder: DeploymentFolder, keep: Keep, *, now: datetime, survey: Survey[Release] | None = None
+) -> list[dict[str, Any]]:
     """The releases of a folder as ``list --json`` prints them, newest first.
 
     ``bytes`` is the size of a release's files (``model.bin`` is one of them by another name, and not counted
     twice), ``bytes_unique`` what removing it would free: of files that no other release shares, its manifest
     among them. ``kept_because`` is empty for a release that the next pruning removes.
+
+    `survey` may hold the newest releases alone: what retention says of one does not depend on older ones, but
+    for ``best``, which then looks at all.
     """
     from spancat_daemon.release.lease import is_leased  # noqa: PLC0415  # as above
-    from spancat_daemon.release.pruning import verdicts_on  # noqa: PLC0415  # only where a folder is read
 
+    survey = survey or folder.survey()
     pinned = folder.pins()
     return [
         _entry(
@@ -139,8 +171,22 @@ def describe(folder: DeploymentFolder, keep: Keep, *, now: datetime) -> list[dic
             leased=is_leased(verdict.release.path),
             kept_because=verdict.kept_because,
         )
-        for verdict in verdicts_on(folder, keep, now)
+        for verdict in _verdicts(folder, keep, now, survey)
     ]
+
+
+def _verdicts(
+    folder: DeploymentFolder, keep: Keep, now: datetime, survey: Survey[Release]
+) -> list[Verdict[Release]]:
+    from spancat_daemon.release.pruning import verdicts_on  # noqa: PLC0415  # only where a folder is read
+    from spancat_daemon.release.retention import Verdict  # noqa: PLC0415  # as above
+
+    stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    newest = survey.releases[0] if survey.releases else None
+    if len(survey.releases) == len(folder.ids()) or not (keep.best or (newest and newest.created_at > stamp)):
+        return verdicts_on(folder, keep, now, survey=survey)
+    reasons = {verdict.release.id: verdict.kept_because for verdict in verdicts_on(folder, keep, now)}
+    return [Verdict(release, reasons[release.id]) for release in survey.releases if release.id in reasons]
 
 
 def _entry(release: Release, *, pinned: bool, leased: bool, kept_because: tuple[str, ...]) -> dict[str, Any]:

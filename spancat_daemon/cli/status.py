@@ -88,11 +88,9 @@ def _from_disk(deploy: Path) -> dict[str, Any]:
     folder = DeploymentFolder(deploy)
     try:
         live = folder.live()
-        releases = len(folder.releases())
-        since, went_back = None, ""
-        for record in History.reading(folder.history_path).records():
-            if record.kind in {"commit", "recovered"}:
-                since, went_back = record.time, _went_back(record.data)
+        releases = len(folder.ids())
+        change = History.last_change(folder.history_path)
+        since, went_back = (change.time, _went_back(change.data)) if change is not None else (None, "")
     except (OSError, SpancatDaemonError) as error:
         where = getattr(error, "filename", None)
         problem = f"{where}: {error.strerror}" if isinstance(error, OSError) and where else str(error)

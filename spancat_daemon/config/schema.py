@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import ast
+import inspect
+import textwrap
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 from spancat_daemon.config import units
 from spancat_daemon.config.model import Configuration
+from spancat_daemon.config.values import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _VARIABLE: Final = r"\$\{"
@@ -17,6 +25,12 @@ def json_schema() -> dict[str, Any]:
     A text with a variable in it is accepted wherever a text is.
     """
     schema = Configuration.model_json_schema()
+    for table in _tables(Table):
+        node = schema if table is Configuration else schema["$defs"].get(table.__name__, {})
+        for key, meaning in _meanings(table).items():
+            described = node.get("properties", {}).get(key)
+            if described is not None and meaning != _of_table(described, schema):
+                described.setdefault("description", meaning)
     del schema["properties"]["path"]
     schema["required"].remove("path")
     schema["properties"]["watch"]["minItems"] = 1
@@ -29,6 +43,34 @@ def json_schema() -> dict[str, Any]:
     definitions["Watch"]["if"] = settle
     definitions["Watch"]["then"] = {"required": ["writer"], "properties": {"writer": {"const": "any"}}}
     return {"$schema": DIALECT, **written}
+
+
+def _of_table(node: dict[str, Any], schema: dict[str, Any]) -> str | None:
+    """What the table that is a key's value says of itself, if it is one."""
+    name = str(node.get("$ref", "")).rpartition("/")[2]
+    return schema["$defs"].get(name, {}).get("description")  # type: ignore[no-any-return]  # of JSON
+
+
+def _tables(base: type[Table]) -> Iterator[type[Table]]:
+    for table in base.__subclasses__():
+        yield table
+        yield from _tables(table)
+
+
+def _meanings(table: type[Table]) -> dict[str, str]:
+    """What stands below each key of a table in the source, its own and those it takes over."""
+    found: dict[str, str] = {}
+    for owner in reversed(table.__mro__):
+        if not (issubclass(owner, Table) and owner is not Table):
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        lines = body.body if isinstance(body, ast.ClassDef) else []
+        for key, below in pairwise(lines):
+            if not (isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name)):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                found[key.target.id] = inspect.cleandoc(str(below.value.value))
+    return found
 
 
 def _as_written(node: Any) -> Any:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from spancat_daemon.deploying.snapshot import Request, Trigger, Unchanged
     from spancat_daemon.errors import Rejected, SpancatDaemonError
     from spancat_daemon.observe.logs import Logger
-    from spancat_daemon.release.folder import DeploymentFolder, Release
+    from spancat_daemon.release.folder import DeploymentFolder
     from spancat_daemon.release.history import History, Record
     from spancat_daemon.release.recovery import Recovered
+    from spancat_daemon.release.survey import AnyRelease
 
 QUIET_TRIGGERS = frozenset({"change", "signal", "startup"})
 """Triggers that nobody waits for: finding nothing new again is not worth a line in the log."""
@@ -249,7 +250,7 @@ class Chronicle:
         """Retention leaves a release alone from now on, or not any more."""
         self._log.info("release.pinned" if pinned else "release.unpinned", release=release)
 
-    def pruned(self, gone: Sequence[Release]) -> None:
+    def pruned(self, gone: Sequence[AnyRelease]) -> None:
         """Retention let releases go."""
         for release in gone:
             self._log.info("release.pruned", release=release.id, path=release.path)

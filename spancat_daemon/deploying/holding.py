@@ -97,6 +97,7 @@ class Holding:
                     History.open(self._folder.history_path, durability=self._durability, clock=self._now)
                 )
                 held.callback(self._forget_history)
+                self._folder.memory.forget()  # others may have held it meanwhile: recovery looks at it all
                 self.recover()
                 self._held = held.pop_all()
             if lost:

@@ -102,10 +102,12 @@ class Keeping:
 
     def retain(self, history: History) -> None:
         """Applies retention after a swap, with the folder held; never raises: the next one does more."""
+        keep = self._watch().keep
+        if keep.empty:
+            return
         try:
-            verdicts = verdicts_on(self._folder, self._watch().keep, self._now(), history=history)
-            self._chronicle.pruned(
-                prune(self._folder, verdicts, history=history, durability=self._durability)
-            )
+            verdicts = verdicts_on(self._folder, keep, self._now(), history=history)
+            pruned = prune(self._folder, verdicts, history=history, durability=self._durability)
+            self._chronicle.pruned(pruned)
         except (OSError, SpancatDaemonError) as error:
             self._chronicle.prune_failed(error)

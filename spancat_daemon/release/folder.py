@@ -358,7 +358,7 @@ def unique_bytes(path: Path) -> int:
 
 def fitting(name: str, things: Sequence[_Thing], ids: Sequence[str]) -> list[_Thing]:
     """What a name means: an id, else a sequence number, else the start of ids."""
-    number = int(name) if re.fullmatch(r"[0-9]+", name) else None
+    number = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else None
     ways: tuple[Callable[[str], bool], ...] = (
         lambda release_id: release_id == name,
         lambda release_id: number is not None and parse_release_id(release_id) == number,

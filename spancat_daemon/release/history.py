@@ -31,6 +31,9 @@ _HINT = (
 )
 
 
+_BLOCK = 1 << 14  # some ten records
+
+
 class HistoryBroken(SpancatDaemonError):  # noqa: N818  # a verdict on a file
     """A history that can't be trusted, and is therefore not written to."""
 
@@ -183,6 +186,20 @@ class History:
                 with contextlib.suppress(Malformed):
                     yield records.decode(line)
 
+    @staticmethod
+    def last_change(path: Path) -> Record | None:
+        """Return the record that made live what was made live last; only the end of the file is read for it.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        for line in _lines_backwards(path):
+            with contextlib.suppress(Malformed):
+                record = records.decode(line)
+                if record.kind in {"commit", "recovered"}:
+                    return record
+        return None
+
     def verify(self) -> list[Finding]:
         """Check each line, its place in the chain, and that each intent has one outcome.
 
@@ -318,6 +335,30 @@ def _fault(standing: Standing, line: bytes, record: Record) -> str:
     if objection := standing.objection(record.kind, record.data):
         return objection[1]
     return ""
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, last first, without an unfinished last one; none if it isn't there."""
+    try:
+        file = open(path, "rb")  # noqa: PTH123, SIM115  # its absence is no fault; closed below
+    except FileNotFoundError:
+        return
+    with file:
+        position = file.seek(0, os.SEEK_END)
+        rest = b""
+        first = True
+        while position:
+            start = max(position - _BLOCK, 0)
+            file.seek(start)
+            rest, *lines = (file.read(position - start) + rest).split(b"\n")
+            position = start
+            if lines and first:
+                del lines[-1]  # what follows the last line end: nothing, or an unfinished line
+                first = False
+            for line in reversed(lines):
+                yield line + b"\n"
+        if rest and not first:
+            yield rest + b"\n"
 
 
 def _write(fd: int, line: bytes) -> None:

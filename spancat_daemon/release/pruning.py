@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from spancat_daemon.release import lease, trash
 from spancat_daemon.release.current import CannotSwap
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
     from spancat_daemon.config.model import Keep
     from spancat_daemon.release.durability import Durability
-    from spancat_daemon.release.folder import DeploymentFolder, Release
+    from spancat_daemon.release.folder import Brief, DeploymentFolder, Survey
     from spancat_daemon.release.history import History
     from spancat_daemon.release.retention import Verdict
+    from spancat_daemon.release.survey import R
 
 
 def prune(
     folder: DeploymentFolder,
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[Verdict[R]],
     *,
     history: History,
     durability: Durability = DURABLE,
-) -> list[Release]:
+) -> list[R]:
     """Remove the releases without a reason to stay, oldest first. The folder is locked and recovered.
 
     What became live, pinned or held since the verdicts were made stays. A crash leaves a release either whole
@@ -46,7 +47,7 @@ def prune(
     """
     if history.pending_intent() is not None:
         raise CannotSwap("a swap was not concluded", where=str(history.path), hint="recover first")
-    gone: list[Release] = []
+    gone: list[R] = []
     live_id = folder.current_state().id
     pins = folder.pins()
     for verdict in sorted(verdicts, key=lambda verdict: verdict.release.sequence):
@@ -73,14 +74,45 @@ def prune(
     return gone
 
 
+@overload
 def verdicts_on(
     folder: DeploymentFolder, keep: Keep, now: datetime, *, history: History | None = None
-) -> list[Verdict]:
-    """What retention says of each release of a folder, newest first; only reads."""
-    releases, previous = folder.releases(), folder.previous(history=history)
-    live = next((release for release in releases if release.live), None)
+) -> list[Verdict[Brief]]: ...
+
+
+@overload
+def verdicts_on(
+    folder: DeploymentFolder,
+    keep: Keep,
+    now: datetime,
+    *,
+    history: History | None = None,
+    survey: Survey[R],
+) -> list[Verdict[R]]: ...
+
+
+def verdicts_on(
+    folder: DeploymentFolder,
+    keep: Keep,
+    now: datetime,
+    *,
+    history: History | None = None,
+    survey: Survey[Any] | None = None,
+) -> list[Verdict[Any]]:
+    """What retention says of each release of a folder, newest first; only reads.
+
+    Args:
+        folder: which.
+        keep: what its rule keeps.
+        now: an aware time.
+        history: the folder's, where it is open.
+        survey: what lies in it; by default the outline.
+    """
+    survey = survey or folder.outline()
+    previous = folder.previous(history=history)
+    live = next((release for release in survey.releases if release.live), None)
     return decide(
-        releases,
+        survey.releases,
         keep,
         live_id=live.id if live else None,
         previous_id=previous.id if previous else None,

@@ -23,7 +23,6 @@ from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.folder import NoSuchRelease, fitting
 from spancat_daemon.release.manifest import MANIFEST_NAME, BadManifest, parse_release_id
 from spancat_daemon.release.removal import remove_tree
-from spancat_daemon.release.staging import discard, seal
 from spancat_daemon.release.survey import Release, names_in
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def keep(
             caller discards it, or else recovery), or, if only the names could not be made to stay, whole
             among the rejected ones, where it may not outlast a power cut.
     """
+    from spancat_daemon.release.staging import discard, seal  # noqa: PLC0415  # whoever lists them needs none
+
     if last > 0:
         seal(staged, manifest, durability)
         staged.path.rename(folder.rejected_path / manifest.id)

@@ -20,20 +20,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Generic
+
+from spancat_daemon.release.survey import R
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from spancat_daemon.config.model import Keep
-    from spancat_daemon.release.folder import Release
 
-_BUCKETS = (("hourly", "%Y-%m-%dT%H"), ("daily", "%Y-%m-%d"), ("weekly", "%G-W%V"))
+_BUCKETS: Final = (("hourly", "%Y-%m-%dT%H"), ("daily", "%Y-%m-%d"), ("weekly", "%G-W%V"))
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Generic[R]):
     """What becomes of a release.
 
     Attributes:
@@ -41,20 +42,20 @@ class Verdict:
         kept_because: reasons to keep it; empty if it goes.
     """
 
-    release: Release
+    release: R
     kept_because: tuple[str, ...]
 
 
 def decide(  # each is a fact of its own, and all are named
-    releases: Sequence[Release],
+    releases: Sequence[R],
     keep: Keep,
     *,
     live_id: str | None,
     previous_id: str | None,
     pinned: AbstractSet[str],
-    leased: Callable[[Release], bool] | AbstractSet[str],
+    leased: Callable[[R], bool] | AbstractSet[str],
     now: datetime,
-) -> list[Verdict]:
+) -> list[Verdict[R]]:
     """Decide about each release, newest first.
 
     Args:
@@ -88,42 +89,52 @@ def decide(  # each is a fact of its own, and all are named
     return [Verdict(release, tuple(reasons[release.id])) for release in newest_first]
 
 
-def _wanted(newest_first: Sequence[Release], keep: Keep, now: datetime) -> list[tuple[Release, str]]:
-    distinct = list({release.manifest.content_sha256: release for release in reversed(newest_first)}.values())
+def _wanted(newest_first: Sequence[R], keep: Keep, now: datetime) -> list[tuple[R, str]]:
+    distinct = list({release.content_sha256: release for release in reversed(newest_first)}.values())
     distinct.sort(key=lambda release: release.sequence, reverse=True)
     wanted = [(release, f"last {keep.last}") for release in distinct[: keep.last]]
-    if distinct and keep.within > 0:
-        newest = next((created for created in map(_created, distinct) if created <= now), now)
-        since = newest - timedelta(seconds=keep.within)
-        reason = f"within {_duration(keep.within)}"
-        wanted += [(release, reason) for release in distinct if _created(release) > since]
-    for name, form in _BUCKETS:
-        wanted += _newest_of_each(distinct, getattr(keep, name), name, form, now)
+    if keep.within > 0 or keep.hourly or keep.daily or keep.weekly:
+        wanted += _by_time(distinct, keep, now)
     return wanted + _best(distinct, keep)
 
 
+def _by_time(distinct: Sequence[R], keep: Keep, now: datetime) -> list[tuple[R, str]]:
+    created = {release.id: datetime.fromisoformat(release.created_at) for release in distinct}
+    wanted: list[tuple[R, str]] = []
+    if distinct and keep.within > 0:
+        newest = next((time for time in created.values() if time <= now), now)
+        since = newest - timedelta(seconds=keep.within)
+        reason = f"within {_duration(keep.within)}"
+        wanted += [(release, reason) for release in distinct if created[release.id] > since]
+    for name, form in _BUCKETS:
+        if count := getattr(keep, name):
+            wanted += _newest_of_each(distinct, created, count, name, form, now)
+    return wanted
+
+
 def _newest_of_each(
-    distinct: Sequence[Release], count: int, name: str, form: str, now: datetime
-) -> list[tuple[Release, str]]:
-    wanted: list[tuple[Release, str]] = []
+    distinct: Sequence[R], created: Mapping[str, datetime], count: int, name: str, form: str, now: datetime
+) -> list[tuple[R, str]]:
+    wanted: list[tuple[R, str]] = []
     seen: set[str] = set()
     left = {False: count, True: count}
     for release in distinct:
-        created = _created(release)
-        bucket = created.strftime(form)
-        future = created > now
-        if bucket not in seen and left[future] > 0:
+        time = created[release.id]
+        future = time > now
+        if left[future] > 0 and (bucket := time.strftime(form)) not in seen:
             seen.add(bucket)
             left[future] -= 1
             wanted.append((release, f"{name} {bucket}"))
     return wanted
 
 
-def _best(distinct: Sequence[Release], keep: Keep) -> list[tuple[Release, str]]:
+def _best(distinct: Sequence[R], keep: Keep) -> list[tuple[R, str]]:
+    if not keep.best:
+        return []
     scored = [
         (float(value), release)
         for release in distinct
-        if isinstance(value := release.manifest.metrics.get(keep.metric), (int, float))
+        if isinstance(value := release.metrics.get(keep.metric), (int, float))
         and not isinstance(value, bool)
         and math.isfinite(value)
     ]
@@ -132,10 +143,6 @@ def _best(distinct: Sequence[Release], keep: Keep) -> list[tuple[Release, str]]:
         (release, f"best {place}: {value:.4g} {keep.metric}")
         for place, (value, release) in enumerate(scored[: keep.best], 1)
     ]
-
-
-def _created(release: Release) -> datetime:
-    return datetime.fromisoformat(release.manifest.created_at)
 
 
 def _duration(seconds: float) -> str:
