@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from spancat_daemon import frugal_json
 from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.errors import Rejected
 
@@ -100,9 +101,11 @@ def _check_lines(text: str) -> None:
 
 def _value(text: str) -> Any:
     try:
-        value = orjson.loads(text)
+        value = frugal_json.loads(text.encode())
     except orjson.JSONDecodeError:
         return _LITERALS.get(text, text)
+    except ValueError as error:
+        raise Rejected(f"has a value of {error}", where="config.cfg") from None
     # As confection: "${a.b}" in quotes is the same reference as without.
     return text if isinstance(value, str) and _REFERENCE.search(text) else value
 

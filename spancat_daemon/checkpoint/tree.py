@@ -198,6 +198,7 @@ class Source:
                     self._check_name(path, name)
                     kind = stat.S_IFMT(status.st_mode)
                     if kind == stat.S_IFREG:
+                        self._check_ours(path, status)
                         files.append(SourceFile(path, Stamp.of(status)))
                     elif kind == stat.S_IFDIR:
                         self._check_depth(path)
@@ -327,6 +328,17 @@ class Source:
         if len(path.encode()) > MAX_PATH_BYTES:
             raise Rejected(
                 f"has a path of more than {MAX_PATH_BYTES:,} bytes", where=self._where(path[:80] + "…")
+            )
+
+    def _check_ours(self, path: str, status: os.stat_result) -> None:
+        # Whoever may not read a file can give it one more name, where fs.protected_hardlinks allows that, and
+        # let whoever may copy it for them.
+        secret = status.st_nlink > 1 and not status.st_mode & stat.S_IROTH
+        if secret and status.st_uid != os.fstat(self.fd).st_uid:
+            raise Rejected(
+                f"is a hard link to a file of another user (uid {status.st_uid}), which not everybody may read",
+                where=self._where(path),
+                hint="replace it with a copy",
             )
 
     def _check_depth(self, path: str) -> None:

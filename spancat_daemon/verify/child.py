@@ -177,10 +177,15 @@ class LoaderProcess:
                 return replace(ready, fault="verifier", reason=f"{self._python}: {ready.reason}")
             if ready.get("ready") is not True:
                 self.close()
-                reason = str(ready.get("reason") or f"{self._python} is not a Python with spaCy")
+                why = ready.get("reason")
+                reason = (
+                    _printable(why) if isinstance(why, str) else ""
+                ) or f"{self._python} is not a Python with spaCy"
                 return LoadVerdict(ok=False, fault="verifier", reason=reason)
+            said = {name: ready.get(name) for name in ("spacy", "thinc", "python", "numpy")}
             self._versions = {
-                name: str(ready.get(name, "")) for name in ("spacy", "thinc", "python", "numpy")
+                name: _printable(version) if isinstance(version, str) else ""
+                for name, version in said.items()
             }
         found = self._object(answer(_request(asked)))
         if isinstance(found, dict):
@@ -357,9 +362,14 @@ def _wait_for(process: int, timeout_s: float) -> bool:
 def _last_words(stderr: bytes | bytearray) -> str:
     """Return the last lines of standard error, for a reason; without control characters."""
     text = bytes(stderr).decode("utf-8", "replace")
-    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
+    lines = [_printable(line) for line in text.splitlines()]
     said = [line for line in lines if line][-_STDERR_LINES:]
     return f"; it last said: {' / '.join(said)}" if said else ""
+
+
+def _printable(text: str) -> str:
+    """Return what may stand in a log or on a terminal, whoever wrote it: one line, no control characters."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 def _parsed(found: Mapping[str, Any], versions: Mapping[str, Any]) -> LoadVerdict | None:
@@ -372,20 +382,20 @@ def _parsed(found: Mapping[str, Any], versions: Mapping[str, Any]) -> LoadVerdic
             return None
         return LoadVerdict(
             ok=ok,
-            reason=str(found["reason"]),
+            reason=_printable(str(found["reason"])),
             fault="" if ok else fault,  # type: ignore[arg-type]  # looked at above
             **versions,
             labels=tuple(map(str, found["labels"])),
             spans_key=str(found["spans_key"]),
             threshold=None if threshold is None else float(threshold),
             model_sha256=str(found["model_sha256"]),
-            warnings=tuple(map(str, found["warnings"])),
+            warnings=tuple(_printable(str(warning)) for warning in found["warnings"]),
             confined=tuple(map(str, found["confined"])),
             probed=_probed(found["probed"]),
             evaluated=_evaluated(found["evaluated"]),
             live_evaluated=_evaluated(found["live_evaluated"]),
             timed=_timed(found["timed"]),
-            live_reason=str(found["live_reason"]),
+            live_reason=_printable(str(found["live_reason"])),
             load_s=float(found["load_s"]),
             peak_rss_bytes=int(found["peak_rss_bytes"]),
         )
@@ -396,7 +406,7 @@ def _parsed(found: Mapping[str, Any], versions: Mapping[str, Any]) -> LoadVerdic
 def _probed(found: Mapping[str, Any] | None) -> Probed | None:
     if found is None:
         return None
-    failures = tuple(map(str, found["failures"]))
+    failures = tuple(_printable(str(failure)) for failure in found["failures"])
     return Probed(int(found["total"]), int(found["passed"]), int(found["spans"]), failures)
 
 
