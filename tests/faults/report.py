@@ -37,6 +37,18 @@ def tally(fault: str, cases: int, promise: str) -> None:
     _append({"fault": fault, "cases": cases, "promise": promise})
 
 
+def observed(what: str, number: int, of: int) -> None:
+    """Note what is no case of ours and stands beside them: what others get, or what nobody promises.
+
+    Args:
+        what: that was counted, as a line below the table says it.
+        number: how often it was so; several calls for the same add up.
+        of: how often it could have been.
+    """
+    sys.stdout.write(f"{number:,} of {of:,}: {what}\n")
+    _append({"observed": what, "number": number, "of": of})
+
+
 def not_tried(test: str, reason: str) -> None:
     """Say that a test was skipped, for want of what the reason says."""
     _append({"test": test, "reason": reason})
@@ -72,17 +84,26 @@ def table(lines: Iterable[str]) -> str:
 def tables(lines: Iterable[str]) -> str:
     """Return one table a suite, headed by what the suite says of itself, and what was not tried."""
     suites: dict[str, list[str]] = {}
+    notes: dict[str, dict[str, tuple[int, int]]] = {}
     skipped: dict[str, int] = {}
     for line in lines:
         said = json.loads(line)
         if "reason" in said:
             skipped[said["reason"]] = skipped.get(said["reason"], 0) + 1
+        elif "observed" in said:
+            of_suite = notes.setdefault(said.get("suite", ""), {})
+            number, of = of_suite.get(said["observed"], (0, 0))
+            of_suite[said["observed"]] = (number + said["number"], of + said["of"])
         else:
             suites.setdefault(said.get("suite", ""), []).append(line)
     total = sum(json.loads(line)["cases"] for of_one in suites.values() for line in of_one)
     machine = f"Linux {platform.release()}, Python {platform.python_version()}"
     parts = [f"Made on {datetime.now(UTC):%Y-%m-%d}, {machine}: **{total:,}** cases.\n"]
-    parts += [f"### {_heading(suite)}\n\n{table(suites[suite])}" for suite in sorted(suites)]
+    for suite in sorted(suites):
+        parts.append(f"### {_heading(suite)}\n\n{table(suites[suite])}")
+        if suite in notes:
+            rows = [f"- {what}: {number:,} of {of:,}" for what, (number, of) in sorted(notes[suite].items())]
+            parts.append("Beside these, and no part of any promise:\n\n" + "\n".join(rows) + "\n")
     if skipped:
         rows = [f"- {reason} ({count})" for reason, count in sorted(skipped.items())]
         parts.append("### Not tried on this machine\n\n" + "\n".join(rows) + "\n")

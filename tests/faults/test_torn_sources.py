@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults import report
 from tests.faults.judge import judge
-from tests.faults.report import tally
+from tests.faults.report import observed, tally
 from tests.faults.strace_calls import untraceable
 from tests.faults.torn_copiers import COPIERS, Copying
 from tests.faults.torn_writers import ORDER, WRITERS, Generations, digests
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 
 PROMISE = "each release is, byte for byte, one generation that was whole; the next whole one goes live"
 QUIET_PROMISE = "while it never stops for as long as `settle`, each release is one whole generation"
-LONGER = "no promise but for copies into an empty place: quiet is no proof; the next whole copy replaces it"
-PEER = "none: these are copies of what people use instead, and the torn ones among them"
+LONGER = "only this: the next whole copy replaces it. Quiet is no proof, and what was torn is counted below"
 
 KINDS = {"stopped": "stopped or killed after a step", "during": "written on while it is copied"}
 
@@ -64,12 +64,12 @@ def play(kind: str, folder: Path, base: Path, rounds: int, *writers: str, seed: 
 
 
 def count_peers(counts: Mapping[str, int]) -> None:
-    for who, copies, torn in (
-        ("`cp -r` in a loop", counts["copied"], counts["torn"]),
-        ("waiting for quiet, comparing size, time and inode", counts["accepted"], counts["accepted_torn"]),
-    ):
-        tally(f"(for comparison) {who}: copies", copies, PEER)
-        tally(f"(for comparison) {who}: torn copies", torn, PEER)
+    observed("torn copies of a `cp -r` in a loop, of the same sources", counts["torn"], counts["copied"])
+    observed(
+        "torn copies of who waits for quiet and compares size, time and inode before and after",
+        counts["accepted_torn"],
+        counts["accepted"],
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,8 +132,10 @@ def copied(folder: Path, base: Path, name: str, how: How, most: int | None) -> N
             f"stopped for less than `settle`, or killed, at a call: `{name}`", copying.rounds, QUIET_PROMISE
         )
     else:
-        tally(f"stopped for more than `settle`, or killed, at a call: `{name}`", copying.rounds, LONGER)
-        tally(f"(of these, published torn) `{name}`", copying.torn, LONGER)
+        fault = f"stopped for more than `settle`, or killed, at a call: `{name}`"
+        if may_tear:
+            observed(f"published torn: {fault}, over an older copy", copying.torn, copying.rounds)
+        tally(fault, copying.rounds, LONGER if may_tear else PROMISE)
 
 
 @pytest.mark.parametrize(("name", "how"), SAMPLE)
@@ -217,3 +219,14 @@ def _digest_of(deploy: Path) -> str:
         return ""
     found: str = manifest["files"]["config.cfg"]["sha256"]
     return found
+
+
+def test_what_others_tear_is_no_case_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "told.jsonl"
+    monkeypatch.setenv(report.REPORT, str(told))
+    tally("stopped", 5, PROMISE)
+    for _ in range(2):
+        observed("torn copies of others", 2, 3)
+    page = report.tables(told.read_text().splitlines())
+    assert "**5** cases" in page
+    assert "- torn copies of others: 4 of 6" in page
