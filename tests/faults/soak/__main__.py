@@ -26,8 +26,8 @@ from tests.service import until
 
 from . import figures, plot
 from .actors import Actors
-from .faults import FAULTS, Fault, Missed
-from .place import RULES, Place
+from .faults import FAULTS, Fault, Missed, lacks
+from .place import Place
 from .users import Users
 from .verdict import Spooled, events, judge_all, written
 
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=None, help="which faults, in which order")
     parser.add_argument("--every", type=float, default=4.0, help="seconds between two faults, on average")
+    parser.add_argument("--light", action="store_true", help="without the training, and without loaders")
     parser.add_argument("--output", type=Path, default=None, help="default: .soak/TIME-SEED")
     chosen = parser.parse_args(arguments)
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(1 << 32)
@@ -72,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = Path(tempfile.mkdtemp(prefix="soak-"))
     passed = False
     try:
-        passed = Soak(work, seed=seed, minutes=chosen.minutes, every_s=chosen.every).run(output)
+        passed = Soak(work, seed=seed, minutes=chosen.minutes, every_s=chosen.every, light=chosen.light).run(
+            output
+        )
     finally:
         if passed:
             shutil.rmtree(work)
@@ -84,11 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Soak:
     """One soak, from its first checkpoint to its verdict."""
 
-    def __init__(self, work: Path, *, seed: int, minutes: float, every_s: float) -> None:
+    def __init__(self, work: Path, *, seed: int, minutes: float, every_s: float, light: bool) -> None:
         self._work = work
         self._seed = seed
         self._lasts_s = 60 * minutes
         self._every_s = every_s
+        self._light = light
         self._happened: list[Happened] = []
         self._missed: Counter[str] = Counter()
         self._violations: list[str] = []
@@ -96,7 +100,7 @@ class Soak:
     def run(self, output: Path) -> bool:
         """Whether all that is promised held; writes the results to a folder."""
         began = time.time()
-        with Place(self._work) as place, Actors(place) as actors:
+        with Place(self._work, light=self._light) as place, Actors(place) as actors:
             spooled = Spooled(place.folder / "training/output/spool")
             with figures.Sampler(lambda: actors.daemon.pid) as sampler:
                 actors.start()
@@ -110,7 +114,7 @@ class Soak:
             found = judge_all(actors, spooled, log)
             found.violations[:0] = self._violations
             found.violations += figures.leaks(sampler.samples, at_rest, fresh)
-            swaps = {rule.name: _swaps(place, rule.deploy) for rule in RULES}
+            swaps = {rule.name: _swaps(place, rule.deploy) for rule in place.rules}
             latencies = list(self._latencies(place))
             for path in [*place.logs(), place.folder / "daemon.err"]:
                 shutil.copy(path, output)
@@ -118,10 +122,12 @@ class Soak:
         return not found.violations
 
     def _soak(self, actors: Actors, spooled: Spooled) -> None:
-        possible = [fault for fault in FAULTS if actors.place.has_small_disk or not fault.needs_root]
+        possible = []
         for fault in FAULTS:
-            if fault not in possible:
-                _say(f"soak: not tried, as it needs root: {fault.what}")
+            if why := lacks(fault, actors.place):
+                _say(f"soak: not tried, as {why}: {fault.what}")
+            else:
+                possible.append(fault)
         gentle = [fault for fault in possible if not fault.ends_daemon]
         chance = random.Random(self._seed)  # noqa: S311  # which faults, not secrets
         began = time.monotonic()
@@ -133,8 +139,7 @@ class Soak:
             (fault,) = own.choices(drawn, [fault.weight for fault in drawn])
             self._wait(pause, own.expovariate(1 / self._every_s), spooled)
             self._do(fault, actors, own)
-            if not actors.training.running:
-                actors.training.start()
+            actors.start_training()
 
     def _wait(self, pause: threading.Event, seconds: float, spooled: Spooled) -> None:
         deadline = time.monotonic() + seconds
@@ -168,7 +173,7 @@ class Soak:
     def _latencies(self, place: Place) -> Iterator[Latency]:
         """Of the checkpoints whose whole content is released, and whose end of writing is known."""
         wrong = [(one.begun, one.ended) for one in self._happened]
-        for rule in RULES:
+        for rule in place.rules:
             if rule.writer == "rewritten" and rule.contents == "pipeline":
                 whole = [
                     (line["content"], line["written"]) for line in written(place, rule) if "written" in line
@@ -241,7 +246,7 @@ class Soak:
 
 
 def _until_all_live(actors: Actors) -> None:
-    folders = [actors.place.deploy(rule) for rule in RULES]
+    folders = [actors.place.deploy(rule) for rule in actors.place.rules]
     until(
         lambda: all((folder / "current").exists() for folder in folders),
         timeout_s=120,

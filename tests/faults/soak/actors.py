@@ -14,7 +14,7 @@ from tests.pipelines import build
 from tests.service import ROOT, command, until
 from tests.trainer import Trainer
 
-from .place import RULES, SAVED
+from .place import SAVED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Status = dict[str, Any]
 
+_RESTS: Final = {"idle", "unsettled", "absent"}
 _READERS: Final = (
     ("bytes", "models/best", 0.01),
     ("bytes", "models/last", 0.01),
@@ -124,8 +125,13 @@ class Service:
     def idle(self) -> bool:
         """Whether nothing is under way or waiting anywhere."""
         status = self.status()
-        return status is not None and all(
-            rule["state"] == "idle" and not rule["waiting"] for rule in status["rules"]
+        if status is None:
+            return False
+        whole = {rule.name for rule in self._place.rules if rule.writer != "training"}
+        return all(
+            # A training that was killed leaves half a checkpoint, which stays unsettled
+            not rule["waiting"] and rule["state"] in ({"idle"} if rule["rule"] in whole else _RESTS)
+            for rule in status["rules"]
         )
 
     def _drain(self, process: subprocess.Popen[bytes]) -> None:
@@ -179,6 +185,20 @@ class Actor:
             self.unexpected.append(f"{self.name} failed: {self.said()}")
 
 
+class Reader(Actor):
+    """A `reader`.
+
+    Attributes:
+        report: what it tells.
+    """
+
+    def __init__(self, number: int, kind: str, folder: Path, reports: Path, pace_s: float) -> None:
+        self.report = reports / f"reader-{number}.jsonl"
+        super().__init__(
+            "reader", kind, folder, self.report, pace_s, said=reports / f"reader-{number}-{kind}.out"
+        )
+
+
 class Actors:
     """All of them; a context manager that ends whatever still runs."""
 
@@ -192,14 +212,13 @@ class Actors:
             Actor("writer", base, 1.0, *self._outputs(name), said=reports / f"writer-{name}.out")
             for name in ("runs", "others")
         ]
+        served = {rule.deploy for rule in place.rules}
         self.readers = [
-            Actor(
-                "reader", kind, place.folder / folder, reports / f"reader-{number}.jsonl", pace_s,
-                said=reports / f"reader-{number}-{kind}.out",
-            )
+            Reader(number, kind, place.folder / folder, reports, pace_s)
             for number, (kind, folder, pace_s) in enumerate(_READERS)
-        ]  # fmt: skip
-        (saved,) = (rule for rule in RULES if rule.deploy == SAVED)
+            if folder in served and not (place.light and kind == "load")
+        ]
+        (saved,) = (rule for rule in place.rules if rule.deploy == SAVED)
         self.saver = Actor(
             "saver", base, place.deploy(saved), place.journal(saved), 3.0, said=reports / "saver.out"
         )
@@ -223,11 +242,16 @@ class Actors:
     def start(self) -> None:
         for writer in self.writers:
             writer.start()
-        self.training.start()
+        self.start_training()
         self.daemon.start()
         for reader in self.readers:
             reader.start()
         self.saver.start()
+
+    def start_training(self) -> None:
+        """Start it if it does not run and should."""
+        if not self.place.light and not self.training.running:
+            self.training.start()
 
     def finish(self) -> None:
         """Let all but the daemon and the readers come to an end, the writers with whole checkpoints."""
@@ -238,5 +262,5 @@ class Actors:
             writer.finish()
 
     def _outputs(self, name: str) -> list[str]:
-        mine: list[Rule] = [rule for rule in RULES if rule.source.startswith(f"{name}/")]
+        mine: list[Rule] = [rule for rule in self.place.rules if rule.source.startswith(f"{name}/")]
         return [f"{self.place.source(rule)}={self.place.journal(rule)}" for rule in mine]

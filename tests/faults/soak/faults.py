@@ -8,19 +8,20 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from spancat_daemon.errors import SpancatDaemonError
 from tests.faults.beside import children
 from tests.faults.judge import judge
 
-from .place import RULES, SAVED
+from .place import SAVED
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
     from .actors import Actors
+    from .place import Place, Rule
 
 _PATIENCE_S = 5.0
 
@@ -38,14 +39,14 @@ class Fault:
         weight: how often it is drawn, against the others.
         do: does it; returns what is not allowed and was seen at once.
         ends_daemon: whether the daemon is another one afterwards.
-        needs_root: whether it can't be done without.
+        needs: what it can't be done without, if that is not always there.
     """
 
     what: str
     weight: int
     do: Callable[[Actors, random.Random], list[str]]
     ends_daemon: bool = False
-    needs_root: bool = False
+    needs: Literal["", "root", "training", "loader"] = ""
 
 
 def _wait(seconds: float) -> None:
@@ -57,7 +58,7 @@ def kill_daemon(actors: Actors, chance: random.Random) -> list[str]:
     # The saver may be at work in its folder
     found = [
         f"after a kill: {rule.name}: {fault}"
-        for rule in RULES
+        for rule in actors.place.rules
         if rule.deploy != SAVED and actors.place.deploy(rule).exists()
         for fault in judge(actors.place.deploy(rule), recovered=False)
     ]
@@ -186,13 +187,13 @@ def fill_disk(actors: Actors, chance: random.Random) -> list[str]:
 
 
 def delete_source(actors: Actors, chance: random.Random) -> list[str]:
-    source = actors.place.source(chance.choice([rule for rule in RULES if rule.writer == "rewritten"]))
+    source = actors.place.source(_rewritten(actors, chance))
     shutil.rmtree(chance.choice([source, source.parent]), ignore_errors=True)
     return []
 
 
 def move_source(actors: Actors, chance: random.Random) -> list[str]:
-    source = actors.place.source(chance.choice([rule for rule in RULES if rule.writer == "rewritten"]))
+    source = actors.place.source(_rewritten(actors, chance))
     away = actors.place.folder / "away"
     try:
         source.parent.rename(away)
@@ -238,24 +239,35 @@ FAULTS: Final = (
     Fault("the daemon killed three times while it starts", 2, kill_starting_daemon, ends_daemon=True),
     Fault("the daemon stopped by SIGTERM and started", 2, restart_daemon, ends_daemon=True),
     Fault("the daemon frozen by SIGSTOP", 4, stop_daemon),
-    Fault("the training killed", 4, kill_training),
-    Fault("the training frozen", 4, stop_training),
+    Fault("the training killed", 4, kill_training, needs="training"),
+    Fault("the training frozen", 4, stop_training, needs="training"),
     Fault("a process that rewrites checkpoints killed", 6, kill_writer),
     Fault("a process that rewrites checkpoints frozen", 4, stop_writer),
     Fault("a reader killed", 4, kill_reader),
     Fault("a reader frozen in the midst of a read", 4, stop_reader),
     Fault("a process that saves by force killed", 3, kill_saver),
-    Fault("the loader killed", 4, kill_loader),
-    Fault("the loader frozen", 3, stop_loader),
+    Fault("the loader killed", 4, kill_loader, needs="loader"),
+    Fault("the loader frozen", 3, stop_loader, needs="loader"),
     Fault("another configuration loaded", 4, reload),
     Fault("a wrong configuration refused", 3, reload_wrongly),
-    Fault("the disk of one folder full for a while", 4, fill_disk, needs_root=True),
+    Fault("the disk of one folder full for a while", 4, fill_disk, needs="root"),
     Fault("a source, or all of its run, deleted", 4, delete_source),
     Fault("a run moved away and back", 3, move_source),
     Fault("the log rotated", 4, rotate_log),
     Fault("standard output blocked for a while", 3, block_output),
     Fault("6,000 events in a burst", 2, storm),
 )
+
+
+def lacks(fault: Fault, place: Place) -> str:
+    """What is missing for a fault; empty if nothing is."""
+    if fault.needs == "root" and not place.has_small_disk:
+        return "it needs root"
+    return f"there is no {fault.needs}" if place.light and fault.needs in {"training", "loader"} else ""
+
+
+def _rewritten(actors: Actors, chance: random.Random) -> Rule:
+    return chance.choice([rule for rule in actors.place.rules if rule.writer == "rewritten"])
 
 
 def _loader(actors: Actors) -> int:

@@ -42,6 +42,7 @@ RULES: Final = (
     Rule("alone", "others/alone/model-last", "models/alone", "standalone", "rewritten"),
     Rule("small", "others/small/model-last", "small/models", "pipeline", "rewritten"),
 )
+_LIGHT: Final = {"runs/alpha", "runs/beta", "small"}
 SAVED: Final = "served/alpha"
 """The folder that `save()` is called on besides."""
 
@@ -112,8 +113,16 @@ _MISTAKE: Final = "\n[[watch]]\nname = 7\nsauce = 'runs'\n"
 class Place:
     """The folder of a soak; a context manager that mounts its small disk, as root, and unmounts it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, light: bool = False) -> None:
+        """Nothing is made yet.
+
+        Args:
+            folder: an empty directory.
+            light: leave out the training and all that needs a loader, which import spaCy for seconds.
+        """
         self.folder = folder
+        self.light = light
+        self.rules = tuple(rule for rule in RULES if not light or rule.name in _LIGHT)
         self.config = folder / "daemon.toml"
         self.log = folder / "daemon.log"
         self.control = folder / "var/control.sock"

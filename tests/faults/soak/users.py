@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from spancat_daemon.errors import SpancatDaemonError
 from tests.faults.judge import commits
 
-from .place import RULES
-
 if TYPE_CHECKING:
     from .actors import Actors
 
@@ -50,7 +48,7 @@ class Users:
     def _order(self) -> None:
         while not self._ends.wait(self._every_s * self._chance.uniform(0.2, 1.8)):
             rule, order, draw = (
-                self._chance.choice(RULES),
+                self._chance.choice(self._actors.place.rules),
                 self._chance.choice(_ORDERS),
                 self._chance.random(),
             )

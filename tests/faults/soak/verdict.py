@@ -12,7 +12,6 @@ import spacy
 from tests.faults.judge import Generation, commits, generation, judge, live
 from tests.pipelines import texts
 
-from .place import RULES
 from .writer import content
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def written(place: Place, rule: Rule) -> Iterator[Event]:
 def judge_all(actors: Actors, spooled: Spooled, log: list[Event]) -> Found:
     """Judge every folder, the log, and what the readers saw. The daemon is stopped, and so is everyone."""
     found = Found()
-    for rule in RULES:
+    for rule in actors.place.rules:
         known = generations(actors, spooled, rule)
         told = [event for event in log if event.get("rule") == rule.name]
         deploy = actors.place.deploy(rule)
@@ -172,7 +171,7 @@ def _read(actors: Actors, found: Found) -> None:
                 reads += said["reads"]
                 seen |= set(said["releases"])
         found.reads += reads
-    for number, reader in enumerate(actors.readers):
-        if not (actors.place.reports / f"reader-{number}.jsonl").exists():
+    for reader in actors.readers:
+        if not reader.report.exists():
             found.violations.append(f"{reader.name} read nothing: {reader.said()}")
     found.read_releases = len(seen)
