@@ -84,6 +84,15 @@ def test_some_calls(in_memory: Path, actor: Actor, name: str) -> None:
     hurt(stage, calls, name, (2, 3, 1))
 
 
+def test_a_live_release_that_can_not_be_read_just_then(in_memory: Path, actor: Actor) -> None:
+    """It was taken for gone, or for not swapped, and then for put there by hand."""
+    stage = Stage(SCENES["rollback, exchange"], in_memory, actor)
+    reading = [call for call in stage.record() if "current/release.json" in call.text]
+    opening = [fault for fault in errors(reading) if fault.call.name == "openat" and "EMFILE" in fault.what]
+    must_survive(stage, spread([fault for fault in opening if not fault.lasting], 6))
+    must_survive(stage, [fault for fault in opening if fault.lasting][-3:])
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SCENES)
 def test_every_call(in_memory: Path, actor: Actor, name: str) -> None:
