@@ -41,7 +41,7 @@ def main(checkpoint: str, folder: str, count: str, *settings: str) -> None:
     _say("ready")
     for _ in range(int(count)):
         try:
-            _say(save(nlp, folder, **chosen).id)  # type: ignore[arg-type]  # as the test says
+            _say(_save(nlp, folder, chosen).id)
         except SpancatDaemonError as error:
             _say(f"{REFUSED}{error}")
 

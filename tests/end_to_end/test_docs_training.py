@@ -19,7 +19,7 @@ from tests.service import Daemon
 from tests.trainer import corpus
 
 PAGE = DOCS / "training.md"
-BRIEF = "--training.max_steps 60 --training.eval_frequency 20 --training.logger.every_steps 15"
+BRIEF = "--training.max_steps 24 --training.eval_frequency 8 --training.logger.every_steps 5"
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ LOGGER = """
 @loggers = "spancat_daemon.SnapshotLogger.v1"
 every_steps = {every_steps}
 """
-KILLS = int(os.environ.get("SPANCAT_DAEMON_KILLS", "3"))
+KILLS = int(os.environ.get("SPANCAT_DAEMON_KILLS", "1"))
 
 
 def logged(every_steps: int) -> str:

@@ -29,7 +29,7 @@ def many_texts() -> list[str]:
     """The words of the usual texts in other orders, and the texts themselves."""
     draw = random.Random(0)  # noqa: S311  # the same each time
     words = [word for text in texts() for word in text.split(" ")]
-    more = [" ".join(draw.choices(words, k=draw.randint(1, 25))) for _ in range(TEXTS - len(texts()))]
+    more = [" ".join(draw.choices(words, k=draw.randint(1, 10))) for _ in range(TEXTS - len(texts()))]
     return texts() + more
 
 
