@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -161,14 +162,19 @@ class Actor:
         return self._said.read_text(errors="replace")[-500:]
 
     def start(self) -> None:
-        with self._said.open("ab") as said:
-            self._process = subprocess.Popen(
-                self._command,
-                stdout=said,
-                stderr=said,
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+        # It imports for seconds before it can handle SIGTERM, which waits for that: see its `main`
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            with self._said.open("ab") as said:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdout=said,
+                    stderr=said,
+                    cwd=ROOT,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def kill(self) -> None:
         assert self._process is not None

@@ -24,6 +24,7 @@ from tests.faults.soak.writer import change, content, say
 def main(base: str, folder: str, journal: str, pace_s: str) -> None:
     ends = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ends.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     nlp = spacy.load(base)
     chance = random.Random()  # noqa: S311  # no two lives write the same
     saves = 0

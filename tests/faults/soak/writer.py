@@ -36,6 +36,7 @@ _PATIENCE = 20  # times that a checkpoint may be deleted under the last writing 
 def main(base: str, pace_s: str, *places: str) -> None:
     ends = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ends.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     nlp = spacy.load(base)
     chance = random.Random()  # noqa: S311  # no two lives write the same
     outputs = [(Path(out), Path(journal)) for out, _, journal in (place.partition("=") for place in places)]
