@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults reliability soak lint coverage bench lock clean
+.PHONY: help setup demo test faults fuzz reliability soak lint coverage bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -71,6 +71,21 @@ SEED ?=
 soak: $(STAMP)  ## everything at once for so many MINUTES: trainings, readers, users and random faults; then a verdict
 	@exec $(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# What the fuzzer found to reach new code, and what crashed, which then belongs into tests/faults/fuzzing/corpus.
+FUZZED := .fuzzed
+MINUTES ?= 10
+
+fuzz: $(STAMP)  ## atheris on everything that reads foreign bytes, one target after the other (MINUTES=10 in all)
+	@targets="$$($(BIN)/python -c 'from tests.faults.fuzzing.targets import TARGETS; print(*TARGETS)')"
+	set -- $$targets
+	mkdir -p $(FUZZED)
+	failed=
+	for target in "$$@"; do
+		echo "make: $$target"
+		$(BIN)/python -m tests.faults.fuzzing "$$target" $(FUZZED) -max_total_time="$$(( ($(MINUTES) * 60 + $$# - 1) / $$# ))" $(ARGS) || failed="$$failed $$target"
+	done
+	if [ -n "$$failed" ]; then echo "make: found something:$$failed; see $(FUZZED)" >&2; exit 1; fi
+
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -92,7 +107,7 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (Python 3.11 to 3.1
 		--output-file requirements.lock pyproject.toml
 
 clean:  ## remove the environment and everything that tools left behind
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* $(FAULTS) .soak coverage.xml htmlcov dist build
+	rm -rf $(VENV) $(FUZZED) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* $(FAULTS) .soak coverage.xml htmlcov dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): requirements.lock pyproject.toml

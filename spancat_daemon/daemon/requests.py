@@ -197,9 +197,9 @@ def _explained(target: Target) -> Iterator[None]:
 
 def _text(body: Mapping[str, Any], name: str, *, optional: bool = False) -> Any:
     value = body.get(name)
-    if isinstance(value, str) or (optional and value is None):
+    if (isinstance(value, str) and "\0" not in value) or (optional and value is None):
         return value
-    raise UsageError(f"the request needs {name!r}, a string")
+    raise UsageError(f"the request needs {name!r}, a string" + " without NUL" * isinstance(value, str))
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:

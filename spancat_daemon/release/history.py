@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from spancat_daemon.errors import SpancatDaemonError, about
 from spancat_daemon.release import records
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from spancat_daemon.release.durability import Durability
 
 __all__ = ["Finding", "History", "HistoryBroken", "Record", "rfc3339"]
+
+_LONGEST_LINE_BYTES = 64 << 20  # as of a manifest, which holds more
 
 _HINT = (
     "nothing was changed; `spancat-daemon history RULE --verify` shows every break. Once it is understood, "
@@ -77,7 +81,11 @@ class History:
             OSError: it can't be opened or made to stay.
         """
         history = cls(path, durability=durability, clock=clock)
-        history.resynchronise()
+        try:
+            history.resynchronise()
+        except BaseException:
+            history.close()
+            raise
         return history
 
     @classmethod
@@ -171,7 +179,7 @@ class History:
         self._failed = False
 
     def _open(self) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._fd = os.open(self.path, flags, 0o644)
         if os.fstat(self._fd).st_size == 0:  # perhaps just created, perhaps by one who died right after it
             self._durability.sync_directory_at(self.path.parent)
@@ -272,11 +280,12 @@ class History:
 
     def _lines(self) -> Iterator[bytes]:
         try:
-            file = open(self.path, "rb")  # noqa: PTH123, SIM115  # its absence is no fault; closed below
+            file = _reader(self.path)
         except FileNotFoundError:
             return
         with file, about(self.path):
-            yield from file
+            # What is longer comes in pieces, of which none is a record
+            yield from iter(partial(file.readline, _LONGEST_LINE_BYTES), b"")
 
     def _load(self) -> None:
         standing, size = Standing(), 0
@@ -337,10 +346,19 @@ def _fault(standing: Standing, line: bytes, record: Record) -> str:
     return ""
 
 
+def _reader(path: Path) -> BinaryIO:
+    """Open it for reading, without following or waiting for whatever may lie there instead."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise HistoryBroken("is not a regular file", where=str(path), hint=_HINT)
+    return os.fdopen(fd, "rb")
+
+
 def _lines_backwards(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, last first, without an unfinished last one; none if it isn't there."""
     try:
-        file = open(path, "rb")  # noqa: PTH123, SIM115  # its absence is no fault; closed below
+        file = _reader(path)
     except FileNotFoundError:
         return
     with file:

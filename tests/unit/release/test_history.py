@@ -458,3 +458,14 @@ def test_what_was_not_seen_to_do_well_is_remembered(path: Path) -> None:
         swap(history, A)
         history.append("pruned", {"release": C})
         assert history.doubtful() == set()
+
+
+def test_what_is_no_file_is_refused_without_waiting_and_leaves_no_descriptor(path: Path) -> None:
+    os.mkfifo(path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(HistoryBroken, match="not a regular file"):
+            opened(path)
+        with pytest.raises(HistoryBroken, match="not a regular file"):
+            History.reading(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
