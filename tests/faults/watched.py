@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -83,7 +84,17 @@ class Scene:
         until(lambda: Costs.of(self.daemon.pid).descriptors <= before.descriptors, what="descriptors left")
         until(lambda: Costs.of(self.daemon.pid).threads <= before.threads, what="threads left")
         assert Costs.of(self.daemon.pid).resident_bytes <= before.resident_bytes + more_bytes
-        assert judge(self.deploy, self.feeder.generations, log=self.daemon.events) == []
+        self.judge()
+
+    def judge(self) -> None:
+        """All is as it may be, as soon as nothing is under way."""
+
+        def violations() -> list[str]:
+            return judge(self.deploy, self.feeder.generations, log=self.daemon.events)
+
+        with suppress(AssertionError):
+            until(lambda: violations() == [])
+        assert violations() == []
 
     def mark(self) -> None:
         """Only what is told from now on is asked for."""
