@@ -209,6 +209,8 @@ def test_cron_means_standard_weekdays(scheduled: Scheduled) -> None:
         (datetime(2026, 10, 24, 12, tzinfo=UTC), "30 2 * * *", ["25 00:30", "25 01:30", "26 01:30"]),
         # Spring: 02:30 does not exist; it runs at 03:30 summer time, then as ever.
         (datetime(2026, 3, 28, 12, tzinfo=UTC), "30 2 * * *", ["29 01:30", "30 00:30", "31 00:30"]),
+        # The midnight after a day of 23 hours, which APScheduler leaves out.
+        (datetime(2026, 3, 28, 12, tzinfo=UTC), "0 0 * * *", ["28 23:00", "29 22:00", "30 22:00"]),
         # Each hour that passes has its run, on both days.
         (datetime(2026, 10, 24, 23, 50, tzinfo=UTC), "30 * * * *", ["25 00:30", "25 01:30", "25 02:30"]),
         (datetime(2026, 3, 28, 23, 50, tzinfo=UTC), "30 * * * *", ["29 00:30", "29 01:30", "29 02:30"]),
