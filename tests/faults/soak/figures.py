@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 _EVERY_S = 1.0
-_SETTLING_S = 25.0
+_SETTLING_S = 120.0  # some hundred swaps: until then the heap grows to what it keeps
 MEASURES: Final = ("rss_bytes", "descriptors", "threads")
 JUDGED_FROM_S: Final = 300.0
 """How long daemons must have been watched, once settled, for growth to be judged: warming up is no leak."""
@@ -160,6 +160,7 @@ def summary(samples: Sequence[Sample], found: Sequence[Latency]) -> dict[str, An
     return {
         "daemons": len({one.pid for one in samples}),
         "growth_per_minute": {measure: round(growth(samples, measure)[0], 3) for measure in MEASURES},
+        "growth_is_judged": growth(samples, "threads")[1] >= JUDGED_FROM_S,
         "watched_s": round(growth(samples, "threads")[1], 1),
         "most": {m: max((getattr(one, m) for one in samples), default=0) for m in MEASURES},
         "written_to_live_s": {
