@@ -356,7 +356,10 @@ def _reader(path: Path) -> BinaryIO:
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, last first, without an unfinished last one; none if it isn't there."""
+    """Yield the lines of a file, last first, without an unfinished last one; none if it isn't there.
+
+    Ends at a line that is too long to be a record.
+    """
     try:
         file = _reader(path)
     except FileNotFoundError:
@@ -365,7 +368,7 @@ def _lines_backwards(path: Path) -> Iterator[bytes]:
         position = file.seek(0, os.SEEK_END)
         rest = b""
         first = True
-        while position:
+        while position and len(rest) <= _LONGEST_LINE_BYTES:
             start = max(position - _BLOCK, 0)
             file.seek(start)
             rest, *lines = (file.read(position - start) + rest).split(b"\n")
@@ -375,7 +378,7 @@ def _lines_backwards(path: Path) -> Iterator[bytes]:
                 first = False
             for line in reversed(lines):
                 yield line + b"\n"
-        if rest and not first:
+        if rest and not first and not position:
             yield rest + b"\n"
 
 

@@ -129,15 +129,7 @@ def _is_in_order(folder: DeploymentFolder, history: History, spare: Collection[s
         return False
     if not set(names_in(folder.staging_path)) <= set(spare):
         return False
-    return all(_is_called(folder.releases_path / name) for name in found if name not in folder.memory)
-
-
-def _is_called(path: Path) -> bool:
-    """Whether a release can be read, and says the name that it has."""
-    try:
-        return read_release(path, live=False).id == path.name
-    except BadManifest:
-        return False
+    return folder.memory.has_met(folder.path, found)
 
 
 def faults(release: Release) -> list[str]:

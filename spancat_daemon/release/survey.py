@@ -24,6 +24,7 @@ from spancat_daemon.release.manifest import MANIFEST_NAME, BadManifest, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Set as AbstractSet
 
 CURRENT: Final = "current"
 RELEASES: Final = "releases"
@@ -237,13 +238,26 @@ class Memory:
         """Remembers nothing; `now_ns` is the clock that files are stamped with."""
         self._now_ns = now_ns
         self._known: dict[str, tuple[_Stamp, Brief]] = {}
+        self._met: set[str] = set()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._known
+    def has_met(self, folder: Path, names: AbstractSet[str]) -> bool:
+        """Whether each of these releases could be read once, and said the name that it has.
+
+        Those that were not met yet are read for it.
+        """
+        for name in names - self._met:
+            try:
+                if read_release(folder / RELEASES / name, live=False).id != name:
+                    return False
+            except BadManifest:
+                return False
+            self._met.add(name)
+        return True
 
     def forget(self) -> None:
         """Forget everything: somebody else held the folder."""
         self._known = {}
+        self._met = set()
 
     def survey(self, folder: Path) -> Survey[Brief]:
         """Look at everything, as `survey_of` does and with its errors."""
@@ -263,6 +277,7 @@ class Memory:
 
         found = _steady(folder, lambda current: _look(folder, current, brief, None))
         self._known = seen
+        self._met = {release.id for release in found.releases if release.path.name == release.id}
         return found
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,7 +16,6 @@ from spancat_daemon.release.records import GENESIS, Malformed, decode, encode, f
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 START = datetime(2026, 11, 22, 11, 30, 45, 123456, tzinfo=UTC)
 A, B, C = (f"00000{n}-20261122T113045Z-{'abc'[n - 1] * 8}" for n in (1, 2, 3))
@@ -469,3 +469,21 @@ def test_what_is_no_file_is_refused_without_waiting_and_leaves_no_descriptor(pat
         with pytest.raises(HistoryBroken, match="not a regular file"):
             History.reading(path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("long", [0, 20_000, 70_000])
+@pytest.mark.parametrize("torn", [b"", b'{"kind":"commit","release"', b"\n", b"no record\n"])
+def test_the_last_change_is_read_from_the_end(long: int, torn: bytes, path: Path) -> None:
+    assert History.last_change(path) is None
+    with opened(path) as history:
+        swap(history, A)
+        swap(history, B, why="x" * long)
+        history.append("pinned", {"release": A, "why": "y" * long})
+        history.append("intent", {"release": C})
+        history.append("abort", {"release": C})
+        (_, _, _, commit, *_) = history.records()
+    with path.open("ab") as file:
+        file.write(torn)
+    assert History.last_change(path) == commit
+    path.write_bytes(torn)
+    assert History.last_change(path) is None

@@ -17,6 +17,7 @@ from tests.integration.release.fakes import VOCABULARY, Bench, judge, now
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from spancat_daemon.release.survey import Release
     from spancat_daemon.release.swap import Kind
 
 
@@ -25,7 +26,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench.at(tmp_path / "models")
 
 
-def nothing_wanted(bench: Bench) -> list[Verdict]:
+def nothing_wanted(bench: Bench) -> list[Verdict[Release]]:
     return [Verdict(release, ()) for release in bench.folder.releases()]
 
 

@@ -161,3 +161,21 @@ def test_asking_for_more_never_keeps_less(ages: list[float], lines: dict[str, An
     if any(lines.values()):  # nothing asked for means that nothing is deleted
         assert kept(releases, keep(**(lines | {more: lines[more] + 1})), live_id=live) >= before
     assert 1 in before
+
+
+@given(
+    st.lists(st.tuples(st.integers(-50, 400), st.integers(0, 12)), min_size=1, max_size=30),
+    st.integers(1, 30),
+    st.fixed_dictionaries(
+        {name: st.integers(0, 4) for name in ("last", "hourly", "daily", "weekly")}
+        | {"within": st.sampled_from([0, 3600, 86400])}
+    ),
+)
+def test_older_releases_decide_nothing_about_newer_ones(
+    ages: list[tuple[int, int]], newest: int, lines: dict[str, Any]
+) -> None:
+    releases = [release(len(ages) - n, age_h=age, content=c) for n, (age, c) in enumerate(ages)]
+    part = releases[:newest]
+    if part[0].created_at <= f"{NOW:%Y-%m-%dT%H:%M:%S.%f}Z":  # `list` looks at all otherwise
+        whole = reasons(releases, keep(**lines))
+        assert reasons(part, keep(**lines)) == {one.sequence: whole[one.sequence] for one in part}
