@@ -5,7 +5,7 @@ random order, either the other one of two releases becomes live, and is waited f
 model in a thread as a swap does, with ``spacy.load`` and a garbage collection, and throws it away. Times are
 of the requests that were answered meanwhile. Beside them, those of requests while nothing else happens.
 
-    make bench
+    make bench ARGS='-k serving'
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from tests.benchmarks.pairs import publish
+from tests.benchmarks.records import rounds
 from tests.integration.serving.publishing import Publisher
 from tests.pipelines import build, texts
 from tests.web_server import Load, Server
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
-ROUNDS = 40
+ROUNDS = 25
 CONNECTIONS = 2
 QUIET_REQUESTS = 200
 MOST = 1.5
@@ -97,7 +98,7 @@ def test_requests_during_swaps(tmp_path: Path) -> None:
 
         swaps, burns, quiet = Way("a swap", swap), Way("its load alone", burn), Way("nothing else", wait)
         order = random.Random(0)  # noqa: S311  # an order, not a secret
-        for _ in range(ROUNDS):
+        for _ in range(rounds(ROUNDS)):
             for way in order.sample([swaps, burns], 2):
                 way.measure()
                 wait()  # what a swap leaves to be collected is part of it, not of what comes next
@@ -106,6 +107,6 @@ def test_requests_during_swaps(tmp_path: Path) -> None:
     lines = ["| while | requests | p50, ms | p99, ms | longest, ms |", "|---|---|---|---|---|"]
     lines += [way.row(times) for way in (quiet, burns, swaps)]
     ratio = percentile(swaps.took_s(times), 99) / percentile(burns.took_s(times), 99)
-    lines += ["", f"p99 during a swap by p99 during its load: **{ratio:.2f}** ({ROUNDS} rounds)"]
+    lines += ["", f"p99 during a swap by p99 during its load: **{ratio:.2f}** ({rounds(ROUNDS)} rounds)"]
     publish("Requests during a swap, against the load that it brings", [], "\n".join(lines))
     assert ratio <= MOST

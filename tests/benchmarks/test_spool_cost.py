@@ -4,8 +4,7 @@ Both are the same training with the same logger around the same other one, savin
 what is measured; one of them puts its model into a spool beside. What the training waits for is the copy in
 memory; the thread that writes it takes a processor where one is free, and else a part of the training's.
 
-    make bench                                                     # or:
-    SPANCAT_DAEMON_BENCH_TABLE=bench.md pytest -m benchmark -s tests/benchmarks
+    make bench ARGS='-k spool'
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.benchmarks.pairs import Pair, Timing, publish, table
+from tests.benchmarks.records import rounds
 from tests.integration.training.running import Watcher, entries, trained, whole
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
 STEPS = 60
-ROUNDS = 8
+ROUNDS = 6
 MOST = 1.5  # for a snapshot every 10 steps of 10 ms or so; far more often than anybody wants
 
 
@@ -65,7 +65,7 @@ def step_s(folder: Path, every_steps: int) -> float:
 @pytest.mark.parametrize("every_steps", [10, 50])
 def test_steps_with_snapshots(every_steps: int, tmp_path: Path, pairs: list[Pair]) -> None:
     took: dict[int, list[float]] = {every_steps: [], 0: []}
-    for number in range(-1, ROUNDS):
+    for number in range(-1, rounds(ROUNDS)):
         for every in [every_steps, 0] if number % 2 else [0, every_steps]:
             shutil.rmtree(tmp_path / "output", ignore_errors=True)
             seconds = step_s(tmp_path / "output", every)
@@ -78,5 +78,5 @@ def test_steps_with_snapshots(every_steps: int, tmp_path: Path, pairs: list[Pair
         file.stat().st_size for file in (tmp_path / "output/model-last").rglob("*") if file.is_file()
     )
     what = f"{bytes_each / 1e6:.0f} MB, one every {every_steps} steps"
-    pairs.append(Pair(what, Timing.of(took[every_steps]), Timing.of(took[0]), ratio, ROUNDS))
+    pairs.append(Pair(what, Timing.of(took[every_steps]), Timing.of(took[0]), ratio, rounds(ROUNDS)))
     assert ratio <= MOST

@@ -1,92 +1,220 @@
 """What a checkpoint costs from trained to live, against ``cp -r SRC DST && sync -f DST`` of the same files.
 
-The whole way is measured: recovery, settle, stage, seal, swap, history and log, every byte and name on
-stable storage when it ends. Retention comes after that, when the release is live, and is not part of it. The
-checkpoints are real pipelines, written in place in spaCy's order before each measurement and flushed, so that
-neither way pays for the trainer's own writing. The checkpoint is in the page cache for both, as it is after a
-trainer wrote it.
+The whole way is measured: recovery, settle, stage, verify its structure, seal, swap, history and log, every
+byte and name on stable storage when it ends. Retention comes after that, when the release is live, and is not
+part of it. The checkpoints are written in place in spaCy's order before each measurement, by turns of two
+generations; *dirty* ones lie in the page cache alone then, as a trainer leaves them, *clean* ones on the disk
+too. Beside both: SHA-256 of the same files on two threads, and nothing else.
 
-    make bench                                                     # or:
-    SPANCAT_DAEMON_BENCH_TABLE=bench.md pytest -m benchmark -s tests/benchmarks
+    make bench ARGS='-k staging'
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import os
 import shutil
 import subprocess
-import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 import pytest
 
-from spancat_daemon.checkpoint.settle import CLOCK_REALTIME_COARSE
 from spancat_daemon.config.expand import Target
 from spancat_daemon.config.model import Keep, LogSettings, Verify, Watch
 from spancat_daemon.deploying.deployment import Deployment
 from spancat_daemon.observe.logs import configure, get_logger
 from spancat_daemon.release.removal import remove_tree
 from spancat_daemon.verify.warm import WarmLoaders
-from tests.benchmarks.pairs import Pair, measure, publish, table
-from tests.pipelines import build
+from tests.benchmarks.checkpoints import Trainer, in_many_files, in_one_file, of_6_mb, with_vectors
+from tests.benchmarks.file_systems import FILE_SYSTEMS, room_on
+from tests.benchmarks.pairs import Timing, interleave, ratio
+from tests.benchmarks.records import keep, rounds
+from tests.judgement import sound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
-MOST_ALL_CHANGED = 2.0
-MOST_VECTORS_UNCHANGED = 0.5
-SIX_MB = {"width": 96, "rows": 3400}
-ROUNDS = 25
-KEEP_ALL = Keep(last=0)
+KEEP_ALL: Final = Keep(last=0)
 
 
-class Trainer:
-    """Writes one of two generations of a checkpoint into the same directory, as `Language.to_disk` does."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A checkpoint and how it comes to be measured.
 
-    def __init__(self, checkpoint: Path, generations: list[Path]) -> None:
-        self.checkpoint = checkpoint
-        self._generations = [
-            sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda f: f.stat().st_mtime_ns)
-            for folder in generations
-        ]
-        self._roots = generations
+    Attributes:
+        name: in the records.
+        what: for the page.
+        make: makes its generations.
+        rounds: by default.
+        dirty: whether it is left in the page cache.
+        next_to: whether the release before it is there to link to; else it goes into an empty folder.
+    """
 
-    def save(self, number: int) -> None:
-        """Save the generation that comes `number`-th in turn."""
-        turn = number % len(self._roots)
-        for file in self._generations[turn]:
-            target = self.checkpoint / file.relative_to(self._roots[turn])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-        os.sync()
-        # Settling waits for the end of the kernel tick of the last write: a few milliseconds of nothing.
-        time.sleep(2 * time.clock_getres(CLOCK_REALTIME_COARSE))
-
-    def megabytes(self) -> float:
-        """Return the size of the checkpoint."""
-        return sum(file.stat().st_size for file in self._generations[0]) / 1e6
+    name: str
+    what: str
+    make: Callable[[Path], Sequence[Path]]
+    rounds: int
+    dirty: bool = True
+    next_to: bool = False
 
 
-def rule(checkpoint: Path, deploy: Path, keep: Keep) -> Target:
-    watch = Watch(
-        name="bench",
-        source=str(checkpoint),
-        deploy=str(deploy),
-        keep=keep,
-        verify=Verify(level="structure"),  # what loading costs is measured by itself
+WORKS: Final = (
+    Work("6_mb", "6 MB, every file written", of_6_mb, 25),
+    Work("6_mb_clean", "6 MB, every file written, clean", of_6_mb, 25, dirty=False),
+    Work("6_mb_next", "6 MB, weights changed", of_6_mb, 25, next_to=True),
+    Work("100_mb_one", "100 MB in one large file, all changed", lambda at: in_one_file(at, 100), 9),
+    Work("100_mb_many", "100 MB in 250 files, all changed", lambda at: in_many_files(at, 100), 9),
+    Work("1_gb", "1 GB in 8 large files, all changed", lambda at: in_many_files(at, 1000, 8), 5),
+    Work("1_gb_one", "1 GB in one file, all changed", lambda at: in_one_file(at, 1000), 4),
+    Work(
+        "1_gb_clean",
+        "1 GB in 8 large files, all changed, clean",
+        lambda at: in_many_files(at, 1000, 8),
+        3,
+        dirty=False,
+    ),
+    Work(
+        "400_mb_vectors",
+        "400 MB, its 390 MB of vectors unchanged",
+        lambda at: with_vectors(at, 390),
+        7,
+        next_to=True,
+    ),
+)
+ON_OTHERS: Final = ("6_mb", "100_mb_one", "1_gb")
+"""What is measured on every file system; the rest on the first one only."""
+
+
+def cases() -> list[tuple[str, Work]]:
+    return [
+        (kind, work)
+        for kind in FILE_SYSTEMS
+        for work in WORKS
+        if kind == FILE_SYSTEMS[0] or work.name in ON_OTHERS
+    ]
+
+
+@pytest.mark.parametrize(("kind", "work"), cases(), ids=lambda value: getattr(value, "name", value))
+def test_from_saved_to_live(kind: str, work: Work, tmp_path: Path) -> None:
+    generations = work.make(tmp_path / "generations")
+    with room_on(kind, tmp_path) as room:
+        trainer = Trainer(room / "model-last", generations)
+        copy = room / "copy"
+        with Site(trainer, room, afresh=not work.next_to) as site:
+            if work.next_to:
+                trainer.save(0, dirty=False)  # the warm-up is of the other one
+                site.snapshot()
+
+            def prepare(number: int) -> None:
+                shutil.rmtree(copy, ignore_errors=True)
+                site.prepare()
+                trainer.save(number, dirty=work.dirty)
+
+            found = interleave(
+                {"ours": site.snapshot, "cp": copier(trainer.checkpoint, copy), "sha256": hasher(trainer)},
+                prepare=prepare,
+                rounds=rounds(work.rounds),
+            )
+            site.judge()
+    ways = {name: asdict(way) for name, way in found.items()}
+    keep(
+        f"staging_{kind}_{work.name}",
+        {
+            "what": work.what,
+            "file_system": kind,
+            "bytes": trainer.bytes,
+            "files": trainer.files,
+            "dirty": work.dirty,
+            "ways": ways,
+        },
     )
-    return Target(rule="bench", watch=watch, source=checkpoint, deploy=deploy)
+    ours, theirs = found["ours"], found["cp"]
+    print(  # noqa: T201  # a measurement is there to be read
+        f"\n{kind}, {work.what}: {Timing.of(ours.seconds)} ms, cp -r + sync -f "
+        f"{Timing.of(theirs.seconds)} ms, "
+        f"SHA-256 {Timing.of(found['sha256'].seconds)} ms; ratio {ratio(ours.seconds, theirs.seconds):.2f}; "
+        f"CPU {median(ours.cpu_s) * 1000:.1f} and {median(theirs.cpu_s) * 1000:.1f} ms; "
+        f"written {median(ours.written_bytes) / 1e6:.1f} and {median(theirs.written_bytes) / 1e6:.1f} MB"
+    )
+
+
+class Site:
+    """A deployment to measure; a context manager, which ends what it holds."""
+
+    def __init__(
+        self, trainer: Trainer, room: Path, *, afresh: bool, swap: Literal["symlink", "exchange"] = "symlink"
+    ) -> None:
+        """Nothing is held yet.
+
+        Args:
+            trainer: of the checkpoint.
+            room: where deployment folders are made.
+            afresh: whether each snapshot goes into an empty folder, so that no file can be linked.
+            swap: how it goes live.
+        """
+        self._swap = swap
+        self._trainer = trainer
+        self._folders = (room / f"deploy-{number}" for number in range(1_000_000))
+        self._afresh = afresh
+        self._open = ExitStack()
+        self.deploy = next(self._folders)
+        self._held: Deployment
+
+    def __enter__(self) -> Self:
+        self._hold()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def prepare(self) -> None:
+        """Leave the live release alone, or nothing at all."""
+        if self._afresh:
+            if (self.deploy / "current").exists():
+                self.judge()
+                remove_tree(self.deploy)
+                self.deploy = next(self._folders)
+                self._hold()
+        else:
+            self._held.retarget(self._target(Keep()), min_free_bytes=0)
+            self._held.keeping.prune()
+            self._held.retarget(self._target(KEEP_ALL), min_free_bytes=0)
+
+    def snapshot(self) -> None:
+        result = self._held.snapshot("change")
+        assert result.status == "published", result
+
+    def judge(self) -> None:
+        """End what is held, and hold what was made against what is allowed."""
+        self._open.close()
+        if (self.deploy / "current").exists():
+            sound(self.deploy)
+
+    def _hold(self) -> None:
+        self._held = self._open.enter_context(deployment(self._target(KEEP_ALL)))
+
+    def _target(self, kept: Keep) -> Target:
+        watch = Watch(
+            name="bench",
+            source=str(self._trainer.checkpoint),
+            deploy=str(self.deploy),
+            swap=self._swap,
+            keep=kept,
+            verify=Verify(level="structure"),  # what loading costs is measured by itself
+        )
+        return Target(rule="bench", watch=watch, source=self._trainer.checkpoint, deploy=self.deploy)
 
 
 @contextmanager
-def deployment(checkpoint: Path, deploy: Path) -> Iterator[Deployment]:
+def deployment(target: Target) -> Iterator[Deployment]:
     output = configure(LogSettings(), stream=io.TextIOWrapper(io.BytesIO()))
-    target = rule(checkpoint, deploy, KEEP_ALL)
     try:
         with (
             WarmLoaders(at_most=1) as loaders,
@@ -97,106 +225,21 @@ def deployment(checkpoint: Path, deploy: Path) -> Iterator[Deployment]:
         output.close()
 
 
-def snapshot(held: Deployment) -> None:
-    result = held.snapshot("change")
-    assert result.status == "published", result
-
-
 def copier(checkpoint: Path, copy: Path) -> Callable[[], object]:
     script = f"cp -r '{checkpoint}' '{copy}' && sync -f '{copy}'"
     return lambda: subprocess.run(["sh", "-c", script], check=True)
 
 
-@pytest.fixture
-def room(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is emptied afterwards: the large measurement fills it with gigabytes."""
-    yield tmp_path
-    for folder in tmp_path.iterdir():
-        remove_tree(folder)
+def hasher(trainer: Trainer) -> Callable[[], object]:
+    """SHA-256 of all files, each in pieces, on two threads."""
 
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
-@pytest.fixture(scope="module")
-def pairs() -> Iterator[list[Pair]]:
-    found: list[Pair] = []
-    yield found
-    if found:
-        text = table(found, ours="spancat-daemon, durable and live", theirs="`cp -r` + `sync -f`")
-        publish("From a saved checkpoint to a durable, live release", found, text)
+    def both() -> None:
+        files = [path for path in trainer.checkpoint.rglob("*") if path.is_file()]
+        with ThreadPoolExecutor(2) as threads:
+            assert len(list(threads.map(digest, files))) == trainer.files
 
-
-def generations(root: Path, variant: str, *, vectors_mb: float = 0.05, width: int, rows: int) -> list[Path]:
-    return [
-        build(
-            variant,
-            root / f"generation-{number}",
-            generation=number,
-            steps=2,
-            vectors_mb=vectors_mb,
-            width=width,
-            rows=rows,
-        )
-        for number in range(2)
-    ]
-
-
-def test_6_mb_all_written(room: Path, pairs: list[Pair]) -> None:
-    """Into an empty folder, so that no file can be linked: the most that a checkpoint of this size costs."""
-    trainer = Trainer(room / "model-last", generations(room, "default", **SIX_MB))
-    copy, folders = room / "copy", iter(room / f"deploy-{number}" for number in range(1000))
-    with ExitStack() as open_now:
-        held: list[Deployment] = []
-
-        def prepare(number: int) -> None:
-            open_now.close()
-            held.clear()
-            shutil.rmtree(copy, ignore_errors=True)
-            held.append(open_now.enter_context(deployment(trainer.checkpoint, next(folders))))
-            trainer.save(number)
-
-        pair = measure(
-            f"{trainer.megabytes():.0f} MB, every file written",
-            prepare=prepare,
-            ours=lambda: snapshot(held[-1]),
-            theirs=copier(trainer.checkpoint, copy),
-            rounds=ROUNDS,
-        )
-    pairs.append(pair)
-    assert pair.ratio <= MOST_ALL_CHANGED
-
-
-def compare(what: str, room: Path, trainer: Trainer, rounds: int) -> Pair:
-    copy = room / "copy"
-    with deployment(trainer.checkpoint, room / "deploy") as held:
-        trainer.save(1)
-        snapshot(held)
-
-        def prepare(number: int) -> None:
-            shutil.rmtree(copy, ignore_errors=True)
-            held.retarget(rule(trainer.checkpoint, held.folder.path, Keep()), min_free_bytes=0)
-            held.keeping.prune()
-            held.retarget(rule(trainer.checkpoint, held.folder.path, KEEP_ALL), min_free_bytes=0)
-            trainer.save(number)
-
-        return measure(
-            what,
-            prepare=prepare,
-            ours=lambda: snapshot(held),
-            theirs=copier(trainer.checkpoint, copy),
-            rounds=rounds,
-        )
-
-
-def test_6_mb_next_evaluation(room: Path, pairs: list[Pair]) -> None:
-    """The usual case: the weights changed, what is beside them did not."""
-    trainer = Trainer(room / "model-last", generations(room, "default", **SIX_MB))
-    pair = compare(f"{trainer.megabytes():.0f} MB, weights changed", room, trainer, ROUNDS)
-    pairs.append(pair)
-    assert pair.ratio <= MOST_ALL_CHANGED
-
-
-def test_400_mb_vectors_unchanged(room: Path, pairs: list[Pair]) -> None:
-    trainer = Trainer(room / "model-last", generations(room, "vectors", vectors_mb=390, **SIX_MB))
-    what = f"{trainer.megabytes():.0f} MB, its 390 MB of vectors unchanged"
-    pair = compare(what, room, trainer, 9)
-    pairs.append(pair)
-    assert pair.ratio <= MOST_VECTORS_UNCHANGED
+    return both

@@ -1,0 +1,159 @@
+"""What a daemon costs that has nothing to do, for 1 to 10,000 watched checkpoints; how soon it is ready.
+
+And how soon it looks when one of them is written: from the close of the last file to `snapshot.started`.
+
+    make bench ARGS='-k idle'
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.benchmarks.checkpoints import Trainer
+from tests.benchmarks.records import keep, rounds
+from tests.benchmarks.usage import usage
+from tests.pipelines import build
+from tests.service import Daemon, configure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
+
+WINDOW_S: Final = 6.0
+SAVES: Final = 30
+PUBLISHED_AT_MOST: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What is watched.
+
+    Attributes:
+        name: in the records.
+        what: for the page.
+        checkpoints: how many.
+        glob: one rule for all of them; else each has its own.
+        published: whether each has a release; else all but one are trainings that have only begun.
+    """
+
+    name: str
+    what: str
+    checkpoints: int
+    glob: bool
+    published: bool
+
+
+CASES: Final = (
+    Watched("1", "1 rule", 1, glob=False, published=True),
+    Watched("100_rules", "100 rules with a schedule each", 100, glob=False, published=True),
+    Watched("100", "100 checkpoints of one rule", 100, glob=True, published=True),
+    Watched("1000", "1,000 checkpoints of one rule", 1000, glob=True, published=True),
+    Watched(
+        "10000", "10,000 checkpoints of one rule, of which one is written", 10_000, glob=True, published=False
+    ),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_idle(case: Watched, tmp_path: Path) -> None:
+    config, trainer = _prepared(case, tmp_path)
+    if case.published:
+        with Daemon(config) as daemon:
+            daemon.wait_for("release.published", count=case.checkpoints, timeout_s=600)
+    ready_s = [_until_ready_s(config) for _ in range(rounds(3) - 1)]
+    began = time.perf_counter()
+    with Daemon(config) as daemon:
+        ready_s.append(time.perf_counter() - began)
+        _come_to_rest(daemon)
+        at_start = usage(daemon.pid)
+        began = time.perf_counter()
+        threading.Event().wait(WINDOW_S)  # the measured time itself
+        window_s = time.perf_counter() - began
+        after = usage(daemon.pid)
+        detection_s = [_detected_s(daemon, trainer, number) for number in range(-1, rounds(SAVES))]
+        live = usage(daemon.pid)
+    cpu = (after.cpu_s - at_start.cpu_s) / window_s
+    wakeups = (after.wakeups - at_start.wakeups) / window_s
+    keep(
+        f"idle_{case.name}",
+        {
+            "what": case.what,
+            "checkpoints": case.checkpoints,
+            "window_s": window_s,
+            "ready_s": ready_s,
+            "cpu_of_a_core": cpu,
+            "wakeups_per_s": wakeups,
+            "resident_bytes": after.resident_bytes,
+            "resident_bytes_after_saves": live.resident_bytes,
+            "detection_s": detection_s[1:],
+        },
+    )
+    print(  # noqa: T201  # a measurement is there to be read
+        f"\n{case.what}: ready after {statistics.median(ready_s):.2f} s, {cpu:.2%} of a core, "
+        f"{wakeups:.1f} wakeups/s, "
+        f"{after.resident_bytes / 1e6:.0f} MB, looks after {statistics.median(detection_s) * 1000:.1f} ms"
+    )
+
+
+def _prepared(case: Watched, folder: Path) -> tuple[Path, Trainer]:
+    generations = [build("default", folder / f"generation-{n}", generation=n, steps=2) for n in range(2)]
+    runs = folder / "runs"
+    first = runs / "0/model-best"
+    first.parent.mkdir(parents=True)
+    shutil.copytree(generations[0], first)
+    for number in range(1, case.checkpoints):
+        run = runs / str(number)
+        run.mkdir()
+        if case.published:
+            (run / "model-best").symlink_to(
+                generations[0]
+            )  # a checkpoint each, without so many copies on disk
+        else:
+            (run / "model-best").mkdir()
+            (run / "model-best/meta.json").write_text("{}")
+    if case.glob:
+        config = configure(folder, source="runs/*/model-best", deploy="models/{1}")
+    else:
+        rules = "".join(
+            f'[[watch]]\nname = "r{number}"\nsource = "runs/{number}/model-best"\n'
+            f'deploy = "models/{number}"\nschedule = [{{ every = "1h" }}]\n'
+            'verify = { level = "structure" }\n'
+            for number in range(1, case.checkpoints)
+        )
+        config = configure(folder, source="runs/0/model-best", deploy="models/0", rules=rules)
+    return config, Trainer(first, generations)
+
+
+def _until_ready_s(config: Path) -> float:
+    began = time.perf_counter()
+    with Daemon(config):
+        return time.perf_counter() - began
+
+
+def _come_to_rest(daemon: Daemon) -> None:
+    """Wait until it has used next to nothing for a second: it looks at all checkpoints when it starts."""
+    deadline_s = time.monotonic() + 120
+    while time.monotonic() < deadline_s:
+        before = usage(daemon.pid).cpu_s
+        threading.Event().wait(1.0)
+        if usage(daemon.pid).cpu_s - before < 0.02:
+            return
+    raise AssertionError("it does not come to rest")
+
+
+def _detected_s(daemon: Daemon, trainer: Trainer, number: int) -> float:
+    since = len(daemon.events)
+    trainer.write(number)
+    written_s = time.time()
+    (begun,) = daemon.wait_for("snapshot.started", since=since)
+    daemon.wait(lambda event: event["event"] in {"release.published", "release.overwrite"}, since=since)
+    return datetime.fromisoformat(begun["timestamp"]).timestamp() - written_s
