@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-untyped]  # it ships without types
 
 _LIMITS = ("-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=1")
 
