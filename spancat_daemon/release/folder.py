@@ -256,6 +256,8 @@ class DeploymentFolder:
 
     def _back(self, name: str, history: History | None) -> Release:
         steps = int(name[1:])
+        if steps == 1 and (previous := self.previous(history=history)) is not None:
+            return previous
         if steps == 0:
             before, found = 0, self.live()
         else:
@@ -267,8 +269,10 @@ class DeploymentFolder:
             before, found = len(back), back[steps - 1] if len(back) == steps else None
         if found is not None:
             return found
+        unreadable = "".join(f"; {reason}" for _, reason in self.broken())
         raise NoSuchRelease(
-            f"there is no {name}: only {before} releases lie before the live one", where=str(self.path)
+            f"there is no {name}: only {before} releases lie before the live one{unreadable}",
+            where=str(self.path),
         )
 
     def _named(self, release_id: str, current: Current) -> Release | None:
