@@ -4,8 +4,9 @@ spaCy writes a pipeline file by file, in place, ``vocab/lookups.bin`` last (`Lan
 a save is under way, or was cut off for ever, some file is missing or a file is newer than one that spaCy
 writes after it. Copies that keep times keep the order too if they are made into an empty place (``copytree``
 to model-best), or begin with the files that spaCy writes first (``rsync -t``); one over an older copy in any
-other order may replace just the files that spaCy writes last, and then be cut off. An entry of a spool
-carries the digests of its files, and needs no order.
+other order may replace just the files that spaCy writes last, and then be cut off. Two saves within one tick
+of the clock that stamps files would look like one; spaCy takes longer for each. An entry of a spool carries
+the digests of its files, and needs no order.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ _NS = 1_000_000_000
 # Stamps this far ahead come from another clock: a file server's, or ours before it was set back.
 _FOREIGN_CLOCK_S = 1.0
 _SECOND_LOOK_TICKS = 3
+# What keeps no more than whole seconds (sshfs, ext4 with small inodes), or every other one (FAT).
+_COARSE_S = 2.0
 _SHORTEST_WAIT_S = 0.0001
 
 CLOCK_REALTIME_COARSE = 5
@@ -255,9 +258,15 @@ def _young(tree: Tree, now: int, previous: Tree | None, unchanged_s: float | Non
     The kernel stamps with the time of its last tick, or a finer one, so two writes within one tick can look
     like one. Any write sets ctime, to no less than the clock of ticks then shows, and nobody can set it
     otherwise: a file is safe once that clock has passed its ctime. (mtime may lie in the future harmlessly,
-    `copytree` and `touch` set it.)
+    `copytree` and `touch` set it.) Where only whole seconds are kept, two looks so far apart stand for that.
     """
     newest = max(tree.files, key=lambda file: file.stamp.ctime_ns)
+    if not any(file.stamp.ctime_ns % _NS for file in tree.files):
+        # Its clock may be another machine's too, so it is not compared with ours.
+        seen_s = (_COARSE_S if unchanged_s is None else unchanged_s) if previous == tree else 0.0
+        if seen_s < _COARSE_S:
+            return _busy("has a time of whole seconds", newest, _COARSE_S - seen_s, tree)
+        return None
     ahead_s = (newest.stamp.ctime_ns - now) / _NS
     if ahead_s < 0:
         return None

@@ -7,13 +7,14 @@ import os
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from spancat_daemon.checkpoint.settle import Settled, Unsettled, examine, file_clock_ns
-from spancat_daemon.checkpoint.tree import Source, Tree
+from spancat_daemon.checkpoint.tree import Source, Stamp, Tree
 from spancat_daemon.errors import Moved, Rejected, Vanished
 from tests.pipelines import build
 
@@ -255,6 +256,41 @@ def test_a_write_within_the_same_tick_is_waited_out(generations: tuple[Path, Pat
     assert isinstance(look(changed - 3600 * 10**9, ahead.tree, 0.0001), Unsettled)
     assert isinstance(look(changed - 3600 * 10**9, ahead.tree, ahead.retry_after_s), Settled)
     assert isinstance(look(changed - 3600 * 10**9, ahead.tree), Settled)
+
+
+def test_a_file_system_of_whole_seconds_takes_two_looks(
+    generations: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = generations
+    exact = Stamp.of
+
+    def of_whole_seconds(status: os.stat_result) -> Stamp:
+        stamp = exact(status)
+        whole = {name: getattr(stamp, name) // 10**9 * 10**9 for name in ("mtime_ns", "ctime_ns")}
+        return replace(stamp, **whole)
+
+    monkeypatch.setattr(Stamp, "of", of_whole_seconds)
+
+    def look(previous: Tree | None, unchanged_s: float | None) -> Settled | Unsettled:
+        with Source.open(a) as source:
+            return examine(
+                source,
+                writer="spacy",
+                settle_s=0,
+                now_ns=file_clock_ns,
+                previous=previous,
+                unchanged_s=unchanged_s,
+            )
+
+    first = look(None, None)
+    assert isinstance(first, Unsettled)
+    assert (first.kind, first.retry_after_s) == ("busy", 2.0)
+    early = look(first.tree, 0.5)
+    assert isinstance(early, Unsettled)
+    assert early.retry_after_s == 1.5
+    assert isinstance(look(first.tree, 2.0), Settled)
+    _overwrite(a / "spancat/cfg", (b / "spancat/cfg").read_bytes() + b" ")
+    assert isinstance(look(first.tree, 9.0), Unsettled)
 
 
 def test_a_change_during_the_copy_is_moved(generations: tuple[Path, Path]) -> None:
