@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
+from spancat_daemon.checkpoint.settle import file_clock_ns
 from spancat_daemon.checkpoint.tree import Source
 from spancat_daemon.config.expand import targets
 from spancat_daemon.config.load import load
@@ -217,6 +218,7 @@ class Saves:
     def go_on(self, steps: int) -> None:
         for _ in range(steps):
             if self._steps is None:
+                past_this_tick()
                 self._steps = WRITERS[self._writer](self._site.source, self._site.next())
             if next(self._steps, self) is self:
                 self._steps = None
@@ -225,6 +227,13 @@ class Saves:
         """Finish the save that is under way, if one is."""
         while self._steps is not None:
             self.go_on(1)
+
+
+def past_this_tick() -> None:
+    """Let the next write have another time than the last: no training saves twice within a tick."""
+    now_ns = file_clock_ns()
+    while file_clock_ns() == now_ns:
+        time.sleep(0.0005)
 
 
 class Interruptions:
