@@ -336,7 +336,7 @@ class Source:
         secret = status.st_nlink > 1 and not status.st_mode & stat.S_IROTH
         if secret and status.st_uid != os.fstat(self.fd).st_uid:
             raise Rejected(
-                f"is a hard link to a file of another user (uid {status.st_uid}), which not everybody may read",
+                f"is a hard link to a file of another user (uid {status.st_uid}) that not everybody may read",
                 where=self._where(path),
                 hint="replace it with a copy",
             )

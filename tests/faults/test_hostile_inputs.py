@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROMISE = "only the documented errors, fit for a terminal; no crash, no hang, no memory beyond a bound"
 FEW = 25
-MANY = 5_000
+MANY = 1_000
 
 
 def kept(name: str) -> list[bytes]:
