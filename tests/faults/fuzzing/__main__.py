@@ -5,6 +5,7 @@ What it finds to reach new code is kept in the folder FOUND, what crashes beside
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def _entry(word: bytes) -> str:
 def main() -> None:
     name, found, *options = sys.argv[1:]
     with atheris.instrument_imports(include=["spancat_daemon"]):
-        from tests.faults.fuzzing.targets import CORPUS, TARGETS  # noqa: PLC0415  # to be instrumented
+        from tests.faults.fuzzing.targets import CORPUS, TARGETS, room  # noqa: PLC0415  # to be instrumented
 
     target = TARGETS[name]
     folder = Path(found) / name
@@ -41,6 +42,10 @@ def main() -> None:
         ],
         target.run,
     )
+    room()
+    # libFuzzer ends its process without another word: this one takes away what was written
+    if child := os.fork():
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     atheris.Fuzz()
 
 

@@ -70,18 +70,19 @@ def _plain(error: SpancatDaemonError) -> None:
 
 
 @cache
-def _room() -> Path:
+def room() -> Path:
+    """A folder in memory for what targets read; gone with the process."""
     memory = Path("/dev/shm")  # noqa: S108  # a fresh folder in it
-    room = tempfile.TemporaryDirectory(prefix="fuzzing-", dir=memory if memory.is_dir() else None)
-    _kept.append(room)
-    return Path(room.name)
+    made = tempfile.TemporaryDirectory(prefix="fuzzing-", dir=memory if memory.is_dir() else None)
+    _kept.append(made)
+    return Path(made.name)
 
 
 _kept: list[Any] = []  # what lasts as long as the process
 
 
 def _file(name: str, data: bytes) -> Path:
-    path = _room() / name
+    path = room() / name
     path.write_bytes(data)
     return path
 
@@ -144,7 +145,7 @@ def _proof(make: Callable[[], Proof]) -> Callable[[bytes], None]:
 
 @cache
 def _checkpoint() -> Path:
-    folder = _room() / "checkpoint"
+    folder = room() / "checkpoint"
     for path in sorted((CORPUS / "checkpoint").rglob("*")):
         if path.is_file():
             to = folder / path.relative_to(CORPUS / "checkpoint")
@@ -189,7 +190,7 @@ def _examine(source: tree.Source) -> None:
 
 def entry(data: bytes) -> None:
     """What a spool says of an entry."""
-    folder = _room() / "entry"
+    folder = room() / "entry"
     folder.mkdir(exist_ok=True)
     for name in ("config.cfg", "meta.json"):
         (folder / name).write_bytes(b"{}")
@@ -208,9 +209,9 @@ def signal(data: bytes) -> None:
     """What a trainer says beside its checkpoints."""
     complaints: list[str] = []
     signals = Signals(lambda _key, _path, reason: complaints.append(reason))
-    path = _room() / SIGNAL_NAME
+    path = room() / SIGNAL_NAME
     path.unlink(missing_ok=True)
-    signals.attend({"rule": _room() / "model-best"})
+    signals.attend({"rule": room() / "model-best"})
     path.write_bytes(data)
     assert not (signals.given("rule") and complaints)
 
@@ -229,7 +230,7 @@ def holder(data: bytes) -> None:
     with path.open("r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         try:
-            with lock.hold(_room(), path, "fuzzing", since="", control=None):
+            with lock.hold(room(), path, "fuzzing", since="", control=None):
                 raise AssertionError("was held twice")
         except lock.HeldElsewhere as error:
             assert str(error).isprintable(), error  # noqa: PT017  # of a fuzzer, not of pytest
@@ -237,7 +238,7 @@ def holder(data: bytes) -> None:
 
 def pins(data: bytes) -> None:
     """Names in the folder of pins, and the number of what was announced, whatever they are."""
-    folder = DeploymentFolder(_room() / "deploy")
+    folder = DeploymentFolder(room() / "deploy")
     folder.pins_path.mkdir(parents=True, exist_ok=True)
     name = data.replace(b"\0", b"").replace(b"/", b"")[:255] or b"x"
     path = os.path.join(os.fsencode(folder.pins_path), name)  # noqa: PTH118  # bytes
@@ -251,10 +252,10 @@ def pins(data: bytes) -> None:
 
 @cache
 def _socket() -> Path:
-    room = _room() / "control"
-    room.mkdir()
+    place = room() / "control"
+    place.mkdir()
     text = '[daemon]\nstate_dir="state"\n[[watch]]\nname="products"\nsource="best"\ndeploy="deployed"\n'
-    read = load.parse(text, room / "daemon.toml", {})
+    read = load.parse(text, place / "daemon.toml", {})
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise SpancatDaemonError("nothing is made here")
@@ -273,11 +274,11 @@ def _socket() -> Path:
             has_logged=lambda _seq, _sha256: False,
             loaders=SimpleNamespace(),  # type: ignore[arg-type]  # nothing is loaded
             wake=lambda: None,
-            state_dir=room / "state",
-            control=room / "control.sock",
+            state_dir=place / "state",
+            control=place / "control.sock",
         ),
     )
-    server = ControlServer(room / "control.sock", Requests(service).answer, request_timeout_s=5)
+    server = ControlServer(place / "control.sock", Requests(service).answer, request_timeout_s=5)
     server.start()
     _kept.append(server)
     return server.path
@@ -307,8 +308,8 @@ def send(path: Path, data: bytes) -> bytes:
 
 @cache
 def _talker() -> Path:
-    script = _room() / "python"
-    script.write_text(f"#!/bin/sh\nexec cat {_room()}/answers\n")
+    script = room() / "python"
+    script.write_text(f"#!/bin/sh\nexec cat {room()}/answers\n")
     script.chmod(0o755)
     return script
 
@@ -316,7 +317,7 @@ def _talker() -> Path:
 def answers(data: bytes) -> None:
     """Whatever the loader says: hostile code runs in it."""
     _file("answers", data)
-    subject = Subject(path=_room(), component="spancat", model_sha256="0" * 64)
+    subject = Subject(path=room(), component="spancat", model_sha256="0" * 64)
     asked: tuple[Examination | Grafting, ...] = (
         Examination(subject=subject),
         Grafting(
