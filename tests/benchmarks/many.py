@@ -47,7 +47,7 @@ def releases(path: Path, count: int) -> DeploymentFolder:
                 sequence,
                 {**digests, "spancat/model": _digest(model), "model.bin": _digest(model)},
                 created=began + timedelta(minutes=10 * sequence),
-                metrics={"spans_sc_f": sequence % 997 / 1000, "spans_sc_p": 0.5, "speed": 12000.0},
+                metrics={"spans_sc_f": -sequence % 997 / 1000, "spans_sc_p": 0.5, "speed": 12000.0},
                 previous=previous,
             )
             at = folder.releases_path / manifest.id

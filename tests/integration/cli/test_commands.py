@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks import many
 from tests.pipelines import build
 from tests.service import ROOT, command, run
 
@@ -371,6 +372,35 @@ def test_what_needs_a_daemon_exits_3_without_one(deployed: Site) -> None:
     assert "no daemon" in readable.stderr
 
 
+def test_list_shows_the_newest_of_many_and_json_all(site: Site) -> None:
+    many.releases(site.deploy, 60)
+    for path in (site.deploy / "releases").glob("000003-*"):
+        path.joinpath("release.json").unlink()
+    shown = site.run("list", "products")
+    ids = [line.split("*")[-1].split()[0] for line in shown.stdout.splitlines()[1:]]
+    assert [int(name[:6]) for name in ids] == list(range(60, 10, -1))
+    assert "and 10 older releases: `list products --all` shows them" in shown.stderr
+    assert "000003-" not in shown.stderr
+    everything = site.run("list", "products", "--all")
+    assert "older" not in everything.stderr
+    assert "000003-" in everything.stderr
+    assert everything.stdout.splitlines()[:51] == shown.stdout.splitlines()
+    assert len(everything.stdout.splitlines()) == len(site.json("list", "products")) + 1 == 60
+    rolled_back = f"releases/{next((site.deploy / 'releases').glob('000002-*')).name}"
+    (site.deploy / "current").unlink()
+    (site.deploy / "current").symlink_to(rolled_back)
+    assert "which is live, is one of them" in site.run("list", "products").stderr
+
+
+@pytest.mark.parametrize("line", ["best = 3", 'within = "1d"', "hourly = 4"])
+def test_the_newest_are_kept_for_the_same_reasons_as_among_all(line: str, site: Site) -> None:
+    many.releases(site.deploy, 60)
+    with site.config.open("a") as config:
+        config.write(line)
+    shown = site.run("list", "products").stdout.splitlines()
+    assert shown == site.run("list", "products", "--all").stdout.splitlines()[:51]
+
+
 def test_status_keeps_the_order_of_the_configuration_and_of_names(site: Site) -> None:
     site.config.write_text('[[watch]]\nname = "zoo"\nsource = "runs/*/model-best"\ndeploy = "models/{1}"\n')
     assert "no checkpoint is there yet" in site.run("status", code=3).stderr
@@ -386,13 +416,14 @@ def test_status_does_not_take_what_it_can_not_read_for_nothing(deployed: Site) -
     history.unlink()
     history.mkdir()
     told = deployed.run("status", code=3).stdout
-    assert "unknown" in told
-    assert "nothing" not in told
-    assert f"{history}: Is a directory" in told
+    row = told.splitlines()[1]
+    assert "unknown" in row
+    assert "nothing" not in row
+    assert f"{history}: is not a regular file" in told
 
 
 def test_status_of_a_daemon_that_does_not_answer_tells_what_is_live(deployed: Site) -> None:
-    (deployed.config.parent / "var").mkdir()
+    (deployed.config.parent / "var").mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(deployed.config.parent / "var" / "control.sock"))
         other.listen()
