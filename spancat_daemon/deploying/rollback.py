@@ -12,7 +12,7 @@ from spancat_daemon.verify.digests import faults_of
 from spancat_daemon.verify.last_good import good_release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from spancat_daemon.config.expand import Target
     from spancat_daemon.deploying.snapshot import Tools
@@ -72,29 +72,18 @@ def go_back(
             where=where,
             hint="roll back again if it is to go too, or name the release to go back to",
         )
-    passed: list[str] = []
-
-    def pass_over(release: Release, findings: Sequence[Finding]) -> None:
-        passed.append(f"{release.path}: {findings[0]}")
-        passed_over(release, findings)
-
+    chosen: Release | None
     if name is not None:
-        chosen: Release | None = folder.find(name, history=history)
+        chosen = folder.find(name, history=history)
     else:
         not_content = live.manifest.content_sha256 if live is not None and unwell else ""
-        chosen = good_release(
+        chosen = _last_whole(
             folder,
             history,
             not_content=not_content,
             rather_not=history.doubtful() if unwell else (),
             pace=proceed,
-            passed_over=pass_over,
-        )
-        if chosen is None:
-            passed += [reason for _, reason in folder.broken()]
-    if passed and chosen is None:
-        raise SpancatDaemonError(
-            f"no earlier release is whole: {passed[0]}", where=where, hint="`verify --all` shows them all"
+            passed_over=passed_over,
         )
     if live_id is None or chosen is None:
         raise UsageError(
@@ -126,6 +115,36 @@ def go_back(
         monotonic=tools.monotonic,
         finish=measured(tools.monotonic, began),
     )
+
+
+def _last_whole(
+    folder: DeploymentFolder,
+    history: History,
+    *,
+    not_content: str,
+    rather_not: Collection[str],
+    pace: Callable[[int], None],
+    passed_over: Callable[[Release, Sequence[Finding]], None],
+) -> Release | None:
+    """Find what to go back to; None if nothing was live before. Raises if none of what was is whole."""
+    passed: list[str] = []
+
+    def pass_over(release: Release, findings: Sequence[Finding]) -> None:
+        passed.append(f"{release.path}: {findings[0]}")
+        passed_over(release, findings)
+
+    chosen = good_release(
+        folder, history, not_content=not_content, rather_not=rather_not, pace=pace, passed_over=pass_over
+    )
+    if chosen is None:
+        passed += [reason for _, reason in folder.broken()]
+        if passed:
+            raise SpancatDaemonError(
+                f"no earlier release is whole: {passed[0]}",
+                where=str(folder.path),
+                hint="`verify --all` shows them all",
+            )
+    return chosen
 
 
 def _must_be_whole(release: Release, pace: Callable[[int], None]) -> None:

@@ -61,10 +61,10 @@ def test_each_newest_entry_goes_live_as_its_training_says(tmp_path: Path, pipeli
             entry = spool.put(pipeline, step)
             event = daemon.wait(made_live, count=releases)[-1]
             assert event["trigger"] == "signal"
+            assert sound(deploy)["source"] == str(entry)
             assert digests(deploy / "releases" / event["release"]) == spool.written[-1]
         assert bad(daemon) == []
     assert not list(deploy.rglob("entry.json"))
-    assert sound(deploy)["source"] == str(entry)
     assert {path.name for path in spool.path.iterdir()} == {"new", "tmp"}
 
 
