@@ -2,7 +2,7 @@
 
 A lease is a shared ``flock`` on the release's ``release.json``, so any program can hold one, in a shell too::
 
-    flock --shared models/products/current/release.json serve models/products/current
+    cd -P models/products/current && flock --shared release.json sh -c 'test -e release.json && exec serve .'
 
 The kernel ends it when the process ends, however it ends.
 """
