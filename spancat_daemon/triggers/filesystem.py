@@ -298,6 +298,10 @@ class FilesystemTrigger:
             out.dirty[key] = None
             return
         fault = found.faults[0] if found.faults else None
+        if fault is None and not found.checkpoints and state.watched.pattern is None:
+            fault = (
+                state.fault
+            )  # a trainer takes it away for moments: that it does not hurt then says nothing
         self._poll(state, FALLBACK_POLL_S if fault is not None else 0)
         if not state.started:
             state.root = found.root

@@ -299,6 +299,23 @@ def test_an_unreadable_directory_is_said_and_polled(
         told.dirtied_by(partial((secret / "model").write_bytes, b"3"), at_least={"one"})
 
 
+def test_what_hurts_is_not_well_because_its_trainer_takes_it_away(
+    unprivileged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "FALLBACK_POLL_S", 0.02)
+    best, fresh = unprivileged / "runs" / "model-best", unprivileged / "fresh"
+    write_checkpoint(best)
+    (best / "spancat").chmod(0)
+    with watching(unprivileged, Watched("one", best)) as told:
+        told.dirtied_by(partial(best.rename, unprivileged / "old"), at_least={"one"})
+        told.trigger.check()
+        assert not told.told("watch.restored")
+        write_checkpoint(fresh)
+        told.dirtied_by(partial(fresh.rename, best), at_least={"one"})
+        told.wait_told("watch.restored")
+        assert len(told.told("watch.degraded")) == 1
+
+
 def test_ancestors_that_can_only_be_passed_through_are_no_fault(unprivileged: Path) -> None:
     best = unprivileged / "home" / "runs" / "model-best"
     write_checkpoint(best)
