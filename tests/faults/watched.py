@@ -69,7 +69,11 @@ class Scene:
         self.live(self.feeder.put())
 
     def live(self, wanted: Generation) -> None:
-        until(lambda: serves(self.deploy, wanted), timeout_s=60, what="the checkpoint was missed")
+        try:
+            until(lambda: serves(self.deploy, wanted), timeout_s=60)
+        except AssertionError:
+            told = "\n".join(map(str, self.daemon.events[-10:]))
+            raise AssertionError(f"the checkpoint was missed:\n{told}") from None
 
     def rest(self) -> None:
         """Waits until the daemon takes next to no processor time; one that is busy for ever fails."""
