@@ -55,7 +55,6 @@ class Watched:
 CASES: Final = (
     Watched("1", "1 rule", 1, glob=False, published=True),
     Watched("100_rules", "100 rules with a schedule each", 100, glob=False, published=True),
-    Watched("100", "100 checkpoints of one rule", 100, glob=True, published=True),
     Watched("1000", "1,000 checkpoints of one rule", 1000, glob=True, published=True),
     Watched(
         "10000", "10,000 checkpoints of one rule, of which one is written", 10_000, glob=True, published=False
@@ -141,7 +140,7 @@ def _until_ready_s(config: Path) -> float:
 
 def _come_to_rest(daemon: Daemon) -> None:
     """Wait until it has used next to nothing for a second: it looks at all checkpoints when it starts."""
-    deadline_s = time.monotonic() + 120
+    deadline_s = time.monotonic() + 300
     while time.monotonic() < deadline_s:
         before = usage(daemon.pid).cpu_s
         threading.Event().wait(1.0)

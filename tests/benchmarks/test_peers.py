@@ -39,12 +39,12 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
 OURS: Final = "spancat-daemon"
 EVERY_S: Final = 0.2
-ALONE_S: Final = 7.0
+ALONE_S: Final = 6.0
 AT_EASE_S: Final = 2.5
 """From the end of one save to the next, where the trainer pauses: time for every one of them to copy."""
 AFTERWARDS_S: Final = 2.0
 """For what is saved last: most of them are done with it by then."""
-PAUSES: Final = {0.0: (0, 15.0), 0.1: (len(ORDER), 25.0), 1.2: (4, 45.0), 5.0: (1, 60.0)}
+PAUSES: Final = {0.0: (0, 12.0), 0.1: (len(ORDER), 20.0), 1.2: (4, 40.0), 5.0: (1, 45.0)}
 """Seconds between two files: at how many places of a save at most, and for how long it is done."""
 
 

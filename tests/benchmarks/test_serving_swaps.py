@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
-ROUNDS = 25
+ROUNDS = 15
 CONNECTIONS = 2
 QUIET_REQUESTS = 200
 MOST = 1.5

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
 STEPS = 60
-ROUNDS = 6
+ROUNDS = 4
 MOST = 1.5  # for a snapshot every 10 steps of 10 ms or so; far more often than anybody wants
 
 

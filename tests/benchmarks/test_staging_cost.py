@@ -66,20 +66,13 @@ class Work:
 
 
 WORKS: Final = (
-    Work("6_mb", "6 MB, every file written", of_6_mb, 25),
-    Work("6_mb_clean", "6 MB, every file written, clean", of_6_mb, 25, dirty=False),
-    Work("6_mb_next", "6 MB, weights changed", of_6_mb, 25, next_to=True),
-    Work("100_mb_one", "100 MB in one large file, all changed", lambda at: in_one_file(at, 100), 9),
-    Work("100_mb_many", "100 MB in 250 files, all changed", lambda at: in_many_files(at, 100), 9),
+    Work("6_mb", "6 MB, every file written", of_6_mb, 20),
+    Work("6_mb_clean", "6 MB, every file written, clean", of_6_mb, 20, dirty=False),
+    Work("6_mb_next", "6 MB, weights changed", of_6_mb, 20, next_to=True),
+    Work("100_mb_one", "100 MB in one large file, all changed", lambda at: in_one_file(at, 100), 7),
+    Work("100_mb_many", "100 MB in 250 files, all changed", lambda at: in_many_files(at, 100), 7),
     Work("1_gb", "1 GB in 8 large files, all changed", lambda at: in_many_files(at, 1000, 8), 5),
-    Work("1_gb_one", "1 GB in one file, all changed", lambda at: in_one_file(at, 1000), 4),
-    Work(
-        "1_gb_clean",
-        "1 GB in 8 large files, all changed, clean",
-        lambda at: in_many_files(at, 1000, 8),
-        3,
-        dirty=False,
-    ),
+    Work("1_gb_one", "1 GB in one file, all changed", lambda at: in_one_file(at, 1000), 3),
     Work(
         "400_mb_vectors",
         "400 MB, its 390 MB of vectors unchanged",
