@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from datetime import UTC, datetime
@@ -293,7 +294,8 @@ class DeploymentFolder:
         highest = history.highest
         names = {self.current_state().id or ""}
         for directory in (self.releases_path, self.staging_path, self.trash_path, self.rejected_path):
-            names.update(names_in(directory))
+            with contextlib.suppress(FileNotFoundError):
+                names.update(os.listdir(directory))  # noqa: PTH208  # names, not paths
         names -= history.released()  # none of which is higher
         for name in names:  # in staging and trash a dot and more follow
             highest = max(highest, parse_release_id(name.partition(".")[0]) or 0)
