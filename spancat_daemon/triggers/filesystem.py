@@ -299,9 +299,8 @@ class FilesystemTrigger:
             return
         fault = found.faults[0] if found.faults else None
         if fault is None and not found.checkpoints and state.watched.pattern is None:
-            fault = (
-                state.fault
-            )  # a trainer takes it away for moments: that it does not hurt then says nothing
+            # A trainer takes it away for moments: that nothing hurts then says nothing.
+            fault = state.fault
         self._poll(state, FALLBACK_POLL_S if fault is not None else 0)
         if not state.started:
             state.root = found.root
