@@ -102,7 +102,7 @@ bench: $(STAMP)  ## the measurements of tests/benchmarks, and docs/performance.m
 	@export SPANCAT_DAEMON_BENCH="$(CURDIR)/$(PERFORMANCE:.md=)" SPANCAT_DAEMON_BENCH_LONGER="$(LONGER)"
 	mkdir -p "$$SPANCAT_DAEMON_BENCH"
 	failed=0
-	$(BIN)/pytest -m benchmark -p no:cacheprovider --durations=0 -s tests/benchmarks $(ARGS) || failed=$$?
+	$(BIN)/pytest -m "benchmark and not instructions" -p no:cacheprovider --durations=0 -s tests/benchmarks $(ARGS) || failed=$$?
 	$(BIN)/python -m tests.benchmarks.report $(PERFORMANCE)
 	exit $$failed
 

@@ -7,13 +7,16 @@ And how soon it looks when one of them is written: from the close of the last fi
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -22,9 +25,6 @@ from tests.benchmarks.records import keep, rounds
 from tests.benchmarks.usage import usage
 from tests.pipelines import build
 from tests.service import Daemon, configure
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
@@ -42,7 +42,8 @@ class Watched:
         what: for the page.
         checkpoints: how many.
         glob: one rule for all of them; else each has its own.
-        published: whether each has a release; else all but one are trainings that have only begun.
+        published: whether each has a release; else all but one are trainings that have only begun, and what is
+            measured is a daemon that still looks at each of them for the first time.
     """
 
     name: str
@@ -56,15 +57,20 @@ CASES: Final = (
     Watched("1", "1 rule", 1, glob=False, published=True),
     Watched("100_rules", "100 rules with a schedule each", 100, glob=False, published=True),
     Watched("1000", "1,000 checkpoints of one rule", 1000, glob=True, published=True),
-    Watched(
-        "10000", "10,000 checkpoints of one rule, of which one is written", 10_000, glob=True, published=False
-    ),
+    Watched("10000", "10,000 checkpoints of one rule, just started", 10_000, glob=True, published=False),
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_idle(case: Watched, tmp_path: Path) -> None:
-    config, trainer = _prepared(case, tmp_path)
+    # Thousands of deployment folders are not what is measured: where there is one, they lie in memory
+    memory = Path("/dev/shm") if case.checkpoints > 100 and os.path.ismount("/dev/shm") else None  # noqa: S108
+    with tempfile.TemporaryDirectory(dir=memory) as deploys:
+        config, trainer = _prepared(case, tmp_path, deploys)
+        _measure(case, config, trainer)
+
+
+def _measure(case: Watched, config: Path, trainer: Trainer) -> None:
     if case.published:
         with Daemon(config) as daemon:
             daemon.wait_for("release.published", count=case.checkpoints, timeout_s=600)
@@ -72,7 +78,8 @@ def test_idle(case: Watched, tmp_path: Path) -> None:
     began = time.perf_counter()
     with Daemon(config) as daemon:
         ready_s.append(time.perf_counter() - began)
-        _come_to_rest(daemon)
+        if case.published:
+            _come_to_rest(daemon)
         at_start = usage(daemon.pid)
         began = time.perf_counter()
         threading.Event().wait(WINDOW_S)  # the measured time itself
@@ -103,7 +110,7 @@ def test_idle(case: Watched, tmp_path: Path) -> None:
     )
 
 
-def _prepared(case: Watched, folder: Path) -> tuple[Path, Trainer]:
+def _prepared(case: Watched, folder: Path, deploys: str) -> tuple[Path, Trainer]:
     generations = [build("default", folder / f"generation-{n}", generation=n, steps=2) for n in range(2)]
     runs = folder / "runs"
     first = runs / "0/model-best"
@@ -120,15 +127,15 @@ def _prepared(case: Watched, folder: Path) -> tuple[Path, Trainer]:
             (run / "model-best").mkdir()
             (run / "model-best/meta.json").write_text("{}")
     if case.glob:
-        config = configure(folder, source="runs/*/model-best", deploy="models/{1}")
+        config = configure(folder, source="runs/*/model-best", deploy=f"{deploys}/{{1}}")
     else:
         rules = "".join(
             f'[[watch]]\nname = "r{number}"\nsource = "runs/{number}/model-best"\n'
-            f'deploy = "models/{number}"\nschedule = [{{ every = "1h" }}]\n'
+            f'deploy = "{deploys}/{number}"\nschedule = [{{ every = "1h" }}]\n'
             'verify = { level = "structure" }\n'
             for number in range(1, case.checkpoints)
         )
-        config = configure(folder, source="runs/0/model-best", deploy="models/0", rules=rules)
+        config = configure(folder, source="runs/0/model-best", deploy=f"{deploys}/0", rules=rules)
     return config, Trainer(first, generations)
 
 
@@ -139,20 +146,21 @@ def _until_ready_s(config: Path) -> float:
 
 
 def _come_to_rest(daemon: Daemon) -> None:
-    """Wait until it has used next to nothing for a second: it looks at all checkpoints when it starts."""
+    """Wait until it has used next to nothing for some seconds: it looks at all checkpoints when it starts."""
     deadline_s = time.monotonic() + 300
-    while time.monotonic() < deadline_s:
+    quiet = 0
+    while quiet < 3:
+        assert time.monotonic() < deadline_s, "it does not come to rest"
         before = usage(daemon.pid).cpu_s
         threading.Event().wait(1.0)
-        if usage(daemon.pid).cpu_s - before < 0.02:
-            return
-    raise AssertionError("it does not come to rest")
+        quiet = quiet + 1 if usage(daemon.pid).cpu_s - before < 0.02 else 0
 
 
 def _detected_s(daemon: Daemon, trainer: Trainer, number: int) -> float:
     since = len(daemon.events)
     trainer.write(number)
     written_s = time.time()
-    (begun,) = daemon.wait_for("snapshot.started", since=since)
     daemon.wait(lambda event: event["event"] in {"release.published", "release.overwrite"}, since=since)
-    return datetime.fromisoformat(begun["timestamp"]).timestamp() - written_s
+    begun = [event for event in daemon.events[since:] if event["event"] == "snapshot.started"]
+    # One that began while it was still being written came to nothing
+    return max(0.0, datetime.fromisoformat(begun[-1]["timestamp"]).timestamp() - written_s)
