@@ -175,17 +175,21 @@ def test_links_that_are_swapped_in_under_the_daemon(folder: Path) -> None:
     tally("links swapped in under a snapshot", 30, "no link is followed")
 
 
+# A process begins with what the one that started it had at most, so a small one has to (getrusage(2)).
+_PEAK: Final = (
+    "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], capture_output=True); "
+    "assert done.returncode == 1, done; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)"
+)
+
+
 def snapshot_peak_mb(folder: Path) -> int:
     """The most memory of a `snapshot` that is refused."""
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command("-c", folder / "daemon.toml", "snapshot", "products"), stdout=said, stderr=said, cwd=ROOT
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        assert process.returncode == 1, said.read()
-    return used.ru_maxrss >> 10
+    snapshot = command("-c", folder / "daemon.toml", "snapshot", "products")
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _PEAK, *snapshot], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
 
 
 def many_files(folder: Path, number: int) -> None:
