@@ -42,7 +42,7 @@ class Watched:
         what: for the page.
         checkpoints: how many.
         glob: one rule for all of them; else each has its own.
-        published: whether each has a release; else all but one are trainings that have only begun, and what is
+        published: whether each has a release; else all but one are trainings that only began, and what is
             measured is a daemon that still looks at each of them for the first time.
     """
 
