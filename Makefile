@@ -98,7 +98,7 @@ coverage: $(STAMP)  ## the tests, with coverage as pages in htmlcov/
 PERFORMANCE := docs/performance.md
 LONGER ?= 1
 
-bench: $(STAMP)  ## the measurements of tests/benchmarks, and docs/performance.md (a quarter of an hour, as root)
+bench: $(STAMP)  ## the measurements of tests/benchmarks, and docs/performance.md (twenty minutes, as root)
 	@export SPANCAT_DAEMON_BENCH="$(CURDIR)/$(PERFORMANCE:.md=)" SPANCAT_DAEMON_BENCH_LONGER="$(LONGER)"
 	mkdir -p "$$SPANCAT_DAEMON_BENCH"
 	failed=0

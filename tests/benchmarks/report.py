@@ -24,7 +24,7 @@ _HEAD: Final = """\
 Measured by `make bench`, which writes this page; what each figure is made of, round by round, is in [performance/](performance/).
 Times are medians (and quartiles). Ways that are compared are done in turn, in random order, on the same files, each after the
 same preparation; a ratio is the median of the rounds' ratios. Nothing here is a promise about another machine: look at the
-ratios, and run it on yours (`make bench`, a quarter of an hour as root; `make bench LONGER=4` for four times as many rounds;
+ratios, and run it on yours (`make bench`, twenty minutes, as root; `make bench LONGER=4` for four times as many rounds;
 `make bench ARGS='-k staging'` for a part, which leaves the rest of the page as it was).
 """
 
@@ -100,7 +100,7 @@ def _targets(records: Records) -> Iterator[str]:
     missed = dict.fromkeys(one.key for one in found if one.met is False)
     if missed:
         yield "What stands in the way of those that are not met:"
-        first = {one.key: one.what for one in reversed(found)}
+        first = {one.key: one.what for one in reversed(found) if one.met is False}
         yield "\n".join(f"- *{first[key]}*: {IN_THE_WAY.get(key, 'not known.')}" for key in missed)
 
 
@@ -242,7 +242,7 @@ def _swap(records: Records, pictures: Sequence[str]) -> Iterator[str]:
         return
     yield "## A swap, as a reader sees it"
     yield (
-        "A process opens `current/meta.json` as fast as it can while releases go live. The open that saw a swap is the first that "
+        "A process opens `current/meta.json` as fast as it can while releases go live, on as many processors as there are: the longest opens are those of a reader that had to wait for one. The open that saw a swap is the first that "
         "gets the new release's file."
     )
     rows = []

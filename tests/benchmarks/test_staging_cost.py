@@ -15,6 +15,7 @@ import hashlib
 import io
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -181,7 +182,9 @@ class Site:
             self._held.retarget(self._target(KEEP_ALL), min_free_bytes=0)
 
     def snapshot(self) -> None:
-        result = self._held.snapshot("change")
+        """Take what is there, and look again where it is too young, as the daemon does."""
+        while (result := self._held.snapshot("change")).kind == "busy":
+            time.sleep(result.retry_after_s or 0.0)
         assert result.status == "published", result
 
     def judge(self) -> None:
