@@ -23,7 +23,7 @@ IN_THE_WAY: Final = {
     ),
     "1_gb": (
         "A page is copied, hashed and written: copy, SHA-256 and the kernel's writeback share two cores, and `cp -r` does not "
-        "hash. The quartiles are far apart, because other work ran on this machine; without it the ratio was 1.15 (1,080 ms by 943)."
+        "hash. The quartiles are far apart, because other work ran on this machine."
     ),
     "400_mb": (
         "Every byte of the vectors is compared with the release that has them (a read of both, no write), since "
