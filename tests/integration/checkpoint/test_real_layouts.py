@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-import sys
 import time
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -30,27 +31,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# The files that are opened for writing, while somebody wants to know. An audit hook can't be removed again.
-_written: list[str] | None = None
-
-
-def _note_writes(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open" and _written is not None and "w" in (arguments[1] or ""):
-        _written.append(str(arguments[0]))
-
-
-sys.addaudithook(_note_writes)
-
 
 @contextmanager
 def _writes() -> Iterator[list[str]]:
-    global _written  # noqa: PLW0603  # the hook's only way to know
+    """The files that are opened for writing meanwhile: spaCy opens them as paths, which use io.open."""
     written: list[str] = []
-    _written = written
-    try:
+    really = io.open
+
+    def noting(file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if "w" in mode:
+            written.append(str(file))
+        return really(file, mode, *more, **options)
+
+    # No audit hook: it stays for ever, and under coverage threads could not start while others do.
+    with patch("io.open", noting):
         yield written
-    finally:
-        _written = None
 
 
 class _WritesFiles:
