@@ -14,7 +14,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Self
 
-from spancat_daemon.errors import SpancatDaemonError, Vanished
+from spancat_daemon.errors import SpancatDaemonError, about, Vanished
 from spancat_daemon.release import manifest as manifests
 from spancat_daemon.release.manifest import MANIFEST_NAME
 
@@ -84,7 +84,8 @@ def take(release_path: Path) -> Lease:
                     raise Vanished("there is no release", where=str(release_path)) from None
                 continue
             undo.callback(os.close, manifest_fd)
-            fcntl.flock(manifest_fd, fcntl.LOCK_SH)
+            with about(release_path):
+                fcntl.flock(manifest_fd, fcntl.LOCK_SH)
             # Pruned, or no longer what the path leads to, between the opening and the lock?
             if _leads_to(release_path, directory_fd) and os.fstat(manifest_fd).st_nlink > 0:
                 undo.pop_all()
@@ -99,7 +100,8 @@ def is_leased(release_path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with about(release_path):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
@@ -119,7 +121,8 @@ def lock_out(release_path: Path) -> int | None:
     """
     fd = os.open(release_path / MANIFEST_NAME, _MANIFEST)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with about(release_path):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return None
