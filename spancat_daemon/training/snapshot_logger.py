@@ -593,6 +593,9 @@ class _Bench:
     def take(self) -> Path:
         """Return it, made if it is not there."""
         if self._lock is None or not _is_at(self._lock, Path(self._lock.name)):
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
             self._lock = self._locked()
         folder = Path(self._lock.name).with_suffix("")
         folder.mkdir(exist_ok=True)
@@ -630,7 +633,7 @@ class _Bench:
 def _is_at(file: IO[bytes], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

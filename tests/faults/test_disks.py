@@ -351,9 +351,10 @@ def test_a_lock_that_can_not_be_taken(tmp_path: Path, monkeypatch: pytest.Monkey
     def failing(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", failing)
-    with pytest.raises(OSError, match=os.strerror(number)) as caught, publisher.folder.lock("a test"):
-        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", failing)
+        with pytest.raises(OSError, match=os.strerror(number)) as caught, publisher.folder.lock("a test"):
+            pass
     assert not isinstance(caught.value, FolderBusy)
     tally("flock fails", 1, "nobody works on a folder without its lock")
 

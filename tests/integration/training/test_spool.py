@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
 import os
 import re
+import secrets
 import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
@@ -224,8 +226,12 @@ def signal_is_a_folder(output: Path, _watcher: Watcher, _patch: pytest.MonkeyPat
 def spool_becomes_a_file(output: Path, watcher: Watcher, _patch: pytest.MonkeyPatch) -> None:
     def on_step(_info: Any) -> None:
         if len(watcher.steps) == 5 and (output / "spool").exists():
-            (output / "spool").rename(output / "moved")
-            (output / "spool").write_text("in the way")
+            in_the_way = output / "in the way"
+            in_the_way.touch()
+            while (output / "spool").is_dir():  # the writer may make it again at this moment
+                (output / "spool").rename(output / f"moved-{secrets.token_hex(4)}")
+                with contextlib.suppress(IsADirectoryError):
+                    in_the_way.rename(output / "spool")
 
     watcher.on_step = on_step
 
