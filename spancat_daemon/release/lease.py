@@ -14,7 +14,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Self
 
-from spancat_daemon.errors import SpancatDaemonError, about, Vanished
+from spancat_daemon.errors import SpancatDaemonError, Vanished, about
 from spancat_daemon.release import manifest as manifests
 from spancat_daemon.release.manifest import MANIFEST_NAME
 
