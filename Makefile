@@ -148,6 +148,9 @@ $(STAMP): requirements.lock pyproject.toml
 		echo "make: setting up $(VENV) with $$("$$python" --version)"
 		"$$python" -m venv $(VENV)
 	fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	# The lock holds all there is to install. Asked to resolve, pip (seen: 23.2.1) takes `coverage[toml]` of pytest-cov for
+	# something that the line `coverage==` does not pin, and fails as soon as there is a newer coverage.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip check --quiet --disable-pip-version-check
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
