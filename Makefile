@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .ONESHELL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults fuzz reliability soak lint coverage bench lock clean
+.PHONY: help setup tools demo test faults fuzz reliability soak lint coverage bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,6 +26,22 @@ help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)  ## the environment in .venv, as requirements.lock pins it
+
+# Debian's packages that tests and benchmarks drive; what is missing they skip, and name. As it is where it is there:
+# a test suite has no business upgrading a machine.
+TEST_TOOLS := strace gcc libc6-dev util-linux e2fsprogs xfsprogs btrfs-progs systemd dbus polkitd logrotate rsync curl openssl
+BENCH_TOOLS := valgrind inotify-tools lsyncd restic borgbackup
+
+tools:  ## as root on Debian: the programs that tests and benchmarks drive besides Python's
+	@export DEBIAN_FRONTEND=noninteractive
+	missing=""
+	for package in $(TEST_TOOLS) $(BENCH_TOOLS); do
+		[ "$$(dpkg-query --show --showformat='$${db:Status-Status}' "$$package" 2>/dev/null)" = installed ] || missing="$$missing $$package"
+	done
+	if [ -z "$$missing" ]; then exit 0; fi
+	echo "make: installing$$missing"
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends --no-upgrade $$missing >/dev/null
 
 demo: $(STAMP)  ## train a tiny spancat for real and deploy it while it trains (ARGS=--keep keeps its folder)
 	@exec $(BIN)/spancat-daemon demo $(ARGS)
