@@ -164,7 +164,7 @@ def test_swaps_leave_nothing_behind(publisher: Publisher, models: Models, told: 
     releases = [publisher.publish(model.path) for model in models]
     gone: list[weakref.ref[Any]] = []
     before = open_descriptors()
-    held = 3  # the bell, the watch and the lease
+    held = 4  # the bell, the watch, and two of the lease
     with HotModel(publisher.path, **told.callbacks) as hot:
         told.swap()
         until(lambda: open_descriptors() == before + held, what="other descriptors are open")
