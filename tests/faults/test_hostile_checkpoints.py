@@ -114,8 +114,8 @@ def test_the_system_forbids_such_links_in_the_first_place(folder: Path) -> None:
 
 
 def races(folder: Path, rounds: int) -> int:
-    """Read a file of a checkpoint that another process swaps for a link, at least so often, and until both were
-    met: its bytes, and the gap that catches who looks first and then opens by name. Returns how often."""
+    """Read a file of a checkpoint that another process swaps for a link, at least so often, and until it met
+    both its bytes and the gap that catches who looks first and then opens by name; returns how often."""
     checkpoint = folder / "runs/model-best"
     secret = folder / "secret"
     secret.write_bytes(SECRET)
