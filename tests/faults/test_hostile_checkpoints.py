@@ -349,7 +349,7 @@ def on_terminal(config: Path, arguments: tuple[str, ...]) -> str:
     try:
         subprocess.run(
             command("-c", config, *arguments),
-            stdin=theirs, stdout=theirs, stderr=theirs, check=False, timeout=60, cwd=ROOT,
+            stdin=theirs, stdout=theirs, stderr=theirs, check=False, timeout=120, cwd=ROOT,
             env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
         )  # fmt: skip
     finally:
