@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.service import Event
 
-ROUNDS = int(os.environ.get("SPANCAT_DAEMON_KILLS", "25"))
+ROUNDS = int(os.environ.get("SPANCAT_DAEMON_KILLS", "16"))
 
 
 @pytest.mark.parametrize("swap", ["symlink", "exchange"])
