@@ -19,8 +19,9 @@ CANDIDATES := $(PYTHON) python3 python3.13 python3.12
 # More arguments for the program that a target runs: make demo ARGS=--keep, make test ARGS='-k retention -x'
 ARGS ?=
 
-# How many tests run side by side; 0: one after another, as --pdb needs it.
-WORKERS ?= auto
+# How many tests run side by side; 0: one after another, as --pdb needs it. By default half as many again as there are
+# processors: a third of the time, a test waits for a process or a clock.
+WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 
 help:  ## what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
