@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
-    import signal
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
 Event = dict[str, Any]
+
+PATIENCE_S: Final = 120.0
+"""How long is waited for what has to come: as a starved machine may need it; it costs nothing elsewhere."""
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -26,7 +30,10 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def run(
-    *arguments: str | Path, config: Path, timeout_s: float = 60, environ: Mapping[str, str] | None = None
+    *arguments: str | Path,
+    config: Path,
+    timeout_s: float = PATIENCE_S,
+    environ: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs one command to its end."""
     return subprocess.run(
@@ -95,7 +102,12 @@ class Daemon:
                     self._news.notify_all()
 
     def wait(
-        self, wanted: Callable[[Event], bool], *, since: int = 0, count: int = 1, timeout_s: float = 60
+        self,
+        wanted: Callable[[Event], bool],
+        *,
+        since: int = 0,
+        count: int = 1,
+        timeout_s: float = PATIENCE_S,
     ) -> list[Event]:
         """The first `count` events that are wanted, among those from number `since` on."""
         deadline = time.monotonic() + timeout_s
@@ -112,14 +124,26 @@ class Daemon:
                     )
                 self._news.wait(min(left, 0.2))
 
-    def wait_for(self, name: str, *, since: int = 0, count: int = 1, timeout_s: float = 60) -> list[Event]:
+    def wait_for(
+        self, name: str, *, since: int = 0, count: int = 1, timeout_s: float = PATIENCE_S
+    ) -> list[Event]:
         """The first `count` events of that name."""
         return self.wait(lambda event: event["event"] == name, since=since, count=count, timeout_s=timeout_s)
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def stop(self, timeout_s: float = 15) -> int:
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """None of its threads moves meanwhile, so that all it does is seen as it is at one moment."""
+        self.signal(signal.SIGSTOP)
+        try:
+            until(lambda: stopped(self.pid), what="the daemon does not stop")
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
+    def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM, and how it ended."""
         assert self._process is not None
         self._process.terminate()
@@ -131,15 +155,26 @@ class Daemon:
         """SIGKILL."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(PATIENCE_S)
         self._join()
 
     def _join(self) -> None:
         if self._reader is not None:
-            self._reader.join(10)
+            self._reader.join(PATIENCE_S)
 
 
-def until(condition: Callable[[], bool], *, timeout_s: float = 30, what: str = "") -> None:
+def stopped(pid: int) -> bool:
+    """Whether SIGSTOP has come to all threads of a process: when kill(2) returns it is only on its way."""
+    states = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            states.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended
+            continue
+    return bool(states) and states <= {"T", "t"}
+
+
+def until(condition: Callable[[], bool], *, timeout_s: float = PATIENCE_S, what: str = "") -> None:
     """Waits for a condition that no event tells of."""
     deadline = time.monotonic() + timeout_s
     pause = threading.Event()

@@ -21,7 +21,7 @@ from tests.service import ROOT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
 _LISTENS = re.compile(r"Uvicorn running on http://127\.0\.0\.1:(\d+)")
 
 

@@ -94,7 +94,7 @@ def test_the_page_asks_what_the_server_answers(publisher: Publisher) -> None:
                 ["bash", "-ec", line.replace("http://127.0.0.1:8000", server.url)],
                 capture_output=True,
                 check=True,
-                timeout=60,
+                timeout=120,
             ).stdout
             for line in asked
         )

@@ -347,6 +347,6 @@ def test_a_stop_answers_whoever_waits_for_a_snapshot(tmp_path: Path) -> None:
                 lambda: json.loads(run("status", "--json", config=config).stdout)["rules"][0]["waiting"] == 1
             )
             assert daemon.stop() == 0
-            _, told = waiting.communicate(timeout=10)
+            _, told = waiting.communicate(timeout=120)
         assert waiting.returncode == 1
         assert "the daemon stops" in told

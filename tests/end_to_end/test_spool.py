@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal as signals
 from typing import TYPE_CHECKING
 
 import pytest
@@ -143,16 +142,14 @@ def test_a_trainers_word_is_why_it_is_looked_at(tmp_path: Path, pipeline: Path, 
         renamed_in(pipeline, runs / "model-best", "2")
         (event,) = daemon.wait_for("release.overwrite")
         assert event["trigger"] == "change"
-        daemon.signal(signals.SIGSTOP)
-        renamed_in(pipeline, runs / "model-best", "3")
-        signal(runs, "model-last", "model-best", step=400)
-        daemon.signal(signals.SIGCONT)
+        with daemon.frozen():
+            renamed_in(pipeline, runs / "model-best", "3")
+            signal(runs, "model-last", "model-best", step=400)
         event = daemon.wait_for("release.overwrite", count=2)[-1]
         assert event["trigger"] == "signal"
-        daemon.signal(signals.SIGSTOP)
-        renamed_in(pipeline, runs / "model-best", "4")
-        signal(runs, "model-last")
-        daemon.signal(signals.SIGCONT)
+        with daemon.frozen():
+            renamed_in(pipeline, runs / "model-best", "4")
+            signal(runs, "model-last")
         event = daemon.wait_for("release.overwrite", count=3)[-1]
         assert event["trigger"] == "change"
         assert bad(daemon) == []

@@ -31,7 +31,7 @@ def _ignores(pid: str) -> bool:
 
 
 def wait_for_hanging(pid: int, *, but: int = 0) -> int:
-    until(lambda: hanging(pid) not in ([], [but]), what="no loader hangs", timeout_s=60)
+    until(lambda: hanging(pid) not in ([], [but]), what="no loader hangs")
     (found,) = hanging(pid)
     return found
 

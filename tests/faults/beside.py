@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -16,11 +16,13 @@ from spancat_daemon.daemon.client import ControlClient
 from spancat_daemon.errors import NoDaemon
 from tests.faults.judge import Generation, generation, live
 from tests.pipelines import build
-from tests.service import ROOT, command, until
+from tests.service import PATIENCE_S, ROOT, command, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
+
+    from tests.service import Daemon
 
 _STATES: Final = 3
 
@@ -73,6 +75,23 @@ def serves(deploy: Path, wanted: Generation) -> bool:
     return files == wanted
 
 
+def at_rest(daemon: Daemon, violations: Callable[[], list[str]]) -> list[str]:
+    """What is wrong with the folders of a daemon that lives, as soon as nothing is under way: then nothing.
+
+    It is held for each look, and goes on after it; what nothing mends is still there when patience ends.
+    """
+    found: list[str] = []
+
+    def well() -> bool:
+        with daemon.frozen():
+            found[:] = violations()
+        return not found
+
+    with suppress(AssertionError):
+        until(well)
+    return found
+
+
 class Mute:
     """A daemon whose standard output goes where the test says; a context manager that stops it."""
 
@@ -97,7 +116,7 @@ class Mute:
             self.process.wait()
             return
         self.process.terminate()
-        assert self.process.wait(15) == 0
+        assert self.process.wait(PATIENCE_S) == 0
 
     def _answers(self) -> bool:
         assert self.process.poll() is None

@@ -209,7 +209,7 @@ class Machine:
                     os.kill(self._init_pid, signal.SIGKILL)  # the kernel ends the namespace with it
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(10)
+            self._process.wait(120)
             self._process = None
         if self._cgroup.exists():
             # Processes that left the namespace's tree, which are none, and those that are about to end

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PAGES: Final = 1 << 20
 _PR_SET_PTRACER: Final = 0x59616D61
 _ANY: Final = ctypes.c_ulong(-1)
-_ATTACH_WITHIN_S: Final = 30
+_ATTACH_WITHIN_S: Final = 120
 
 Told = dict[str, Any]
 

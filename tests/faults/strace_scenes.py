@@ -108,7 +108,7 @@ class Actor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.communicate(timeout=30)
+        self._process.communicate(timeout=120)
 
     def play(self, case: Told) -> Told:
         assert self._process.stdin is not None

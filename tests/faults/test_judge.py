@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,6 @@ import pytest
 
 from spancat_daemon.release.folder import DeploymentFolder
 from tests.faults.judge import generation, history, judge
-from tests.faults.report import table
 from tests.integration.release.fakes import Bench
 
 if TYPE_CHECKING:
@@ -116,11 +114,3 @@ def test_the_log_tells_of_each_commit_once(deploy: Path) -> None:
     assert judge(deploy, log=told) == []
     assert judge(deploy, log=told[1:])
     assert judge(deploy, log=[*told, told[-1]])
-
-
-def test_counts_add_up() -> None:
-    lines = [json.dumps({"fault": fault, "cases": 1200, "promise": "p"}) for fault in ("b", "a|c", "b")]
-    rows = table(lines).splitlines()
-    assert rows[2:] == ["| a\\|c | 1,200 | p |", "| b | 2,400 | p |", "| **all of them** | **3,600** | |"]
-    with pytest.raises(ValueError, match="promised twice"):
-        table([*lines, json.dumps({"fault": "b", "cases": 1, "promise": "q"})])

@@ -109,7 +109,7 @@ class Swapper:
         link = self._source.with_name("link")
         link.symlink_to(self._checkpoints[self.swaps % len(self._checkpoints)])
         link.rename(self._source)
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 120
         while (result := self._deployment.snapshot("change")).kind == "busy":
             assert time.monotonic() < deadline_s, result.reason
             time.sleep(result.retry_after_s or 0.001)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.report import render, tables, tally
+from tests.faults.report import tally
 from tests.faults.soak.figures import Latency, Sample, growth, latencies, leaks
 from tests.integration.serving.publishing import Publisher
 from tests.pipelines import build
@@ -96,21 +95,3 @@ def test_a_reader_tells_of_what_is_not_whole(tmp_path: Path, kind: str) -> None:
     finally:
         reader.kill()
         reader.wait()
-
-
-def test_the_page_says_what_was_tried_and_what_was_not(tmp_path: Path) -> None:
-    counted = [
-        {"suite": "tests/faults/test_soak.py", "fault": "f", "cases": 2, "promise": "p"},
-        {"suite": "tests/faults/test_disks.py", "test": "t", "reason": "mkfs.xfs is not installed"},
-    ]
-    made = tables(map(json.dumps, counted))
-    assert "### Everything at once" in made
-    assert "| f | 2 | p |" in made
-    assert "- mkfs.xfs is not installed (1)" in made
-    page = tmp_path / "page.md"
-    shutil.copy(ROOT / "docs/reliability.md", page)
-    render(page, made)
-    once = page.read_text()
-    render(page, made)
-    assert page.read_text() == once
-    assert once.count("| f | 2 | p |") == 1

@@ -12,19 +12,20 @@ import os
 import shutil
 import signal
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from spancat_daemon.daemon.client import ControlClient
 from spancat_daemon.errors import SpancatDaemonError
+from tests.faults.beside import at_rest
 from tests.faults.judge import generation, judge, live
 from tests.faults.report import tally
 from tests.faults.strace_calls import Call, Fault, errors, happened, kills, recorded, recording, untraceable
 from tests.faults.test_system_calls import KILLED, spread
 from tests.pipelines import build
-from tests.service import Daemon, configure, until
+from tests.service import PATIENCE_S, Daemon, configure, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def held(daemon: Daemon, options: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         tracer.send_signal(signal.SIGINT)  # lets go
-        tracer.communicate(timeout=30)
+        tracer.communicate(timeout=PATIENCE_S)
 
 
 def dead(daemon: Daemon) -> bool:
@@ -70,7 +71,7 @@ class Service:
         self.root = root
         self.kind = kind
         self.log = root / "calls"
-        self.control = ControlClient(root / "var/control.sock", timeout_s=60)
+        self.control = ControlClient(root / "var/control.sock", timeout_s=PATIENCE_S)
         self.states = [build("default", root / f"states/{number}", generation=number) for number in range(2)]
         self.generations = [generation(state) for state in self.states]
         shutil.copytree(self.states[0], root / "runs/model-best", copy_function=shutil.copy2)
@@ -104,6 +105,9 @@ class Service:
 
     def unwell(self) -> list[str]:
         self.control.call("POST", "/v1/snapshot", {"rule": "products"})  # a start's own look is over then
+        return at_rest(self.daemon, self._violations)
+
+    def _violations(self) -> list[str]:
         found = judge(self.root / "models/products", self.generations, log=self.logged())
         for added in self.root.glob("added-*/models"):
             found += judge(added)
@@ -200,7 +204,9 @@ def publish_under(service: Service, fault: Fault) -> list[str]:
             )
     shutil.rmtree(service.root / "before")
     wrong = [] if happened(service.log) else ["the fault did not happen"]
-    wrong += judge(deploy, service.generations, recovered=False)
+    # What lives goes on, and tries again: it is held while the folder is looked at.
+    with nullcontext() if "SIGKILL" in fault.what else service.daemon.frozen():
+        wrong += judge(deploy, service.generations, recovered=False)
     if "SIGKILL" in fault.what:
         service.restart()
     wrong += service.unwell()

@@ -10,14 +10,15 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults import report
 from tests.faults.judge import judge
-from tests.faults.report import observed, tally
+from tests.faults.page import opening, run_of
+from tests.faults.report import REPORT, ended, observed, tally
 from tests.faults.strace_calls import untraceable
 from tests.faults.torn_copiers import COPIERS, Copying
 from tests.faults.torn_writers import ORDER, WRITERS, Generations, digests
@@ -222,11 +223,13 @@ def _digest_of(deploy: Path) -> str:
 
 
 def test_what_others_tear_is_no_case_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = tmp_path / "told.jsonl"
-    monkeypatch.setenv(report.REPORT, str(told))
+    record = tmp_path / "run.jsonl"
+    record.write_text(opening(datetime.now(UTC)))
+    monkeypatch.setenv(REPORT, str(record))
     tally("stopped", 5, PROMISE)
     for _ in range(2):
         observed("torn copies of others", 2, 3)
-    page = report.tables(told.read_text().splitlines())
-    assert "**5** cases" in page
-    assert "- torn copies of others: 4 of 6" in page
+    ended(os.environ["PYTEST_CURRENT_TEST"], "passed")
+    (suite,) = run_of(record.read_text().splitlines()).suites
+    assert suite.cases == 5
+    assert suite.notes == {"torn copies of others": (4, 6)}

@@ -288,7 +288,7 @@ def test_a_stuck_loader_is_given_up_and_others_do_not_wait(
 
 
 @pytest.mark.parametrize(
-    ("cycles", "real"), [(20, False), pytest.param(200, True, marks=pytest.mark.exhaustive)]
+    ("cycles", "real"), [(8, False), pytest.param(200, True, marks=pytest.mark.exhaustive)]
 )
 def test_restart_storms_while_a_trainer_writes(
     tmp_path: Path, feeder: Feeder, deploy: Path, cycles: int, real: bool

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,12 +52,10 @@ def test_the_queue_overflows_while_the_daemon_is_stopped(tmp_path: Path, rounds:
         there.begin()
         for _ in range(rounds):
             there.mark()
-            daemon.signal(signal.SIGSTOP)
-            try:
+            there.watching(there.feeder.checkpoint)
+            with daemon.frozen():
                 storm(there.feeder.checkpoint, limit + 1000)
                 wanted = there.feeder.put()  # all events of it are lost
-            finally:
-                daemon.signal(signal.SIGCONT)
             there.wait_told("watch.overflowed")
             there.live(wanted)
             assert len(there.told("watch.overflowed")) == 1
@@ -479,10 +476,9 @@ def test_a_trainer_that_writes_where_a_link_leads_to_is_heard(tmp_path: Path) ->
     there = scene(tmp_path, feeder=feeder)
     with there.daemon as daemon:
         there.begin()
-        daemon.signal(signal.SIGSTOP)
-        wanted = feeder.put()
-        say_written(feeder.checkpoint.parent, "model-last", "model-best")
-        daemon.signal(signal.SIGCONT)
+        with daemon.frozen():
+            wanted = feeder.put()
+            say_written(feeder.checkpoint.parent, "model-last", "model-best")
         there.live(wanted)
         assert daemon.wait_for("release.overwrite")[0]["trigger"] == "signal"
     tally("a signal where a link leads to", 1, "heard as one beside the link is")

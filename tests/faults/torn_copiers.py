@@ -104,7 +104,7 @@ class Copying:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        until(lambda: process.poll() is not None or bool(self._stopped()), timeout_s=20)
+        until(lambda: process.poll() is not None or bool(self._stopped()))
         before = self.site.torn
         self._look()
         self.torn += self.site.torn - before
@@ -135,7 +135,7 @@ class Copying:
 
     def _copy(self, recorder: list[str]) -> None:
         traced = ["strace", "-qq", *recorder] if recorder else []
-        subprocess.run([*traced, *self._command()], check=True, timeout=20)
+        subprocess.run([*traced, *self._command()], check=True, timeout=120)
 
     def _stopped(self) -> list[int]:
         """Which of its processes were stopped, as often as they were."""
@@ -153,7 +153,7 @@ class Copying:
             return process.poll() is not None
 
         try:
-            until(ended, timeout_s=20)
+            until(ended)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise

@@ -98,7 +98,7 @@ def deploy(tmp_path: Path) -> Path:
 
 def look(held: Deployment, trigger: Trigger, *, force: bool = False) -> Result:
     """A snapshot, tried again as the daemon does while the checkpoint was written this very moment."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while True:
         result = held.snapshot(trigger, force=force)
         if result.kind != "busy" or time.monotonic() > deadline:

@@ -34,7 +34,7 @@ HEALTH = '[watch.health]\ncommand = ["test", "-e", "{0}/well"]\nwithin = "10m"\n
 TOLD = '[[watch.after]]\ncommand = ["sh", "-c", "echo $SPANCAT_RELEASE >> {0}/told"]\n'
 GATED = '[[watch.after]]\ncommand = ["sh", "-c", "while ! test -e {0}/go; do sleep 0.01; done"]\n'
 OF_SWAPS = {"release.published", "release.overwrite", "release.rolled_back", "release.recovered"}
-QUICKLY_S = 5.0  # far less than any probation here, far more than a busy machine takes
+QUICKLY_S = 120.0  # far less than any probation here, far more than a busy machine takes
 
 
 class Log:

@@ -74,7 +74,7 @@ class Other:
         self.done.set()
 
     def ends(self) -> BaseException | None:
-        assert self.done.wait(5)
+        assert self.done.wait(120)
         return self.error
 
     def waits(self) -> bool:
@@ -122,14 +122,14 @@ def test_several_may_let_others_in_at_once(holding: Holding, folder: DeploymentF
         with holding.alone:
             (folder.staging_path / "others").mkdir()
             with holding.let_others_in("others", inside.set):
-                assert go_on.wait(5)
+                assert go_on.wait(120)
             assert (folder.staging_path / "others").exists()
 
     with holding.alone:
         (folder.staging_path / "mine").mkdir()
         with holding.let_others_in("mine", nothing):
             second = Other(other)
-            assert inside.wait(5)
+            assert inside.wait(120)
         holding.recover()
         assert [path.name for path in folder.staging_path.iterdir()] == ["others"]
     go_on.set()

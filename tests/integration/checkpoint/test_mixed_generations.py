@@ -37,7 +37,7 @@ def generations(tmp_path: Path) -> tuple[Path, Path]:
 def _verdict(checkpoint: Path, writer: Writer = "spacy") -> str:
     """What becomes of it when looked at until it is no more too young: "accepted" or why not."""
     previous: Tree | None = None
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with Source.open(checkpoint) as source:
             try:

@@ -18,14 +18,13 @@ from spancat_daemon.checkpoint.layout import read_outline
 from spancat_daemon.checkpoint.progress import Progress, progress
 from spancat_daemon.checkpoint.settle import Settled, examine, file_clock_ns
 from spancat_daemon.checkpoint.tree import Source
-from spancat_daemon.errors import Moved, Rejected, Vanished
+from spancat_daemon.errors import Moved
 from tests import trainer as trainers
 from tests.pipelines import build
+from tests.service import PATIENCE_S
 from tests.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from spancat_daemon.checkpoint.settle import Writer
 
 EVERY = 40
@@ -41,10 +40,20 @@ def tell_step():
     return before_update
 """
 
+# After step 0, and after each step that ends with a save.
+_STOP_AFTER_SAVES = """
+@spacy.registry.callbacks("stop.v1")
+def stop(every: int):
+    def before_update(nlp, args):
+        if args["step"] % every == 1:
+            os.kill(os.getpid(), 19)  # SIGSTOP
+    return before_update
+"""
+
 
 def _settled(checkpoint: Path) -> Progress:
     """What is told of a checkpoint that stands still, as soon as it counts as settled."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         with Source.open(checkpoint) as source:
             found = examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
@@ -67,29 +76,10 @@ def _told(checkpoint: Path, writer: Writer = "spacy", **config: Any) -> Progress
         return progress(source, replace(outline, config={**outline.config, **config}), writer=writer)
 
 
-def _stop_between_saves(training: Trainer, reached: Callable[[], bool]) -> None:
-    """Stop a training where both its folders are whole and something is reached."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        training.pause()
-        if reached() and all(_is_whole(path) for path in (training.model_last, training.model_best)):
-            return
-        training.resume()
-        time.sleep(0.005)  # lets it train on
-    raise AssertionError("it was never seen between two saves")
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether all files are there, and no save or copy is under way; young files are fine."""
-    try:
-        with Source.open(checkpoint) as source:
-            found = examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
-            newest = max(status.st_mtime_ns for status in map(Path.stat, checkpoint.rglob("*")))
-            lookups = (checkpoint / "vocab/lookups.bin").stat().st_mtime_ns
-    except (Vanished, Moved, Rejected, FileNotFoundError):
-        return False
-    # Directories that copytree has not given their times yet are newer than all files.
-    return (isinstance(found, Settled) or found.kind == "busy") and newest == lookups
+def _train(folder: Path, every: int) -> Trainer:
+    """A training that stops itself after each save, before the next step: both its folders are whole then."""
+    section = f'\n[training.before_update]\n@callbacks = "stop.v1"\nevery = {every}\n'
+    return Trainer(folder, eval_frequency=every, code=_STOP_AFTER_SAVES, more=section)
 
 
 def _mtime(file: Path) -> int:
@@ -100,17 +90,17 @@ def _mtime(file: Path) -> int:
 
 
 def test_a_training_and_another_one_in_the_same_folder(tmp_path: Path) -> None:
-    with Trainer(tmp_path, eval_frequency=EVERY) as training:
-        training.wait_for_checkpoint("model-best")
-        _stop_between_saves(training, lambda: True)
+    with _train(tmp_path, EVERY) as training:
+        training.wait_until_stopped()
         assert len(training.generations()) == 1
         assert _settled(training.model_last) == FIRST
         assert _settled(training.model_best) == FIRST
         first = _mtime(training.model_best / "meta.json")
         subprocess.run(["cp", "-a", training.output, tmp_path / "first"], check=True)
 
-        training.resume()
-        _stop_between_saves(training, lambda: _mtime(training.model_best / "meta.json") > first)
+        while _mtime(training.model_best / "meta.json") == first:
+            training.resume()
+            training.wait_until_stopped()
         assert _settled(training.model_last) == SAVED_BEFORE
         assert _settled(training.model_best) == EVALUATED_BEFORE
 
@@ -123,14 +113,12 @@ def test_a_training_and_another_one_in_the_same_folder(tmp_path: Path) -> None:
             shutil.move(tmp_path / "later" / name, tmp_path / f"{name}-of-today")
             assert _settled(tmp_path / f"{name}-of-today").at_least == 0
 
-        training.resume()
         training.interrupt()
         assert _settled(training.model_last) == SAVED_BEFORE
 
-    with Trainer(tmp_path, eval_frequency=1000) as again:
+    with _train(tmp_path, 1000) as again:
         saved = len(again.generations())
-        again.wait_for_checkpoint("model-best", saves=saved + 1)
-        _stop_between_saves(again, lambda: True)
+        again.wait_until_stopped()
         assert len(again.generations()) == saved + 1
         assert _settled(again.model_last) == FIRST
         assert _settled(again.model_best) == FIRST

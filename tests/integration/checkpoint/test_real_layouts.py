@@ -165,7 +165,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def _settled(source: Source) -> Settled:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         found = examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
         if isinstance(found, Settled):

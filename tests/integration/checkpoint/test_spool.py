@@ -45,7 +45,7 @@ def spool(tmp_path: Path) -> Spool:
 
 def looked_at(source: Source) -> Settled | Unsettled:
     """What is found once the tick of the last write is over."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     previous = None
     while time.monotonic() < deadline:
         found = examine(source, writer="spool", settle_s=0, now_ns=file_clock_ns, previous=previous)

@@ -176,7 +176,7 @@ def test_two_bind_mounts_of_one_file_system_are_found_out(config: Path) -> None:
     python = str(Path(os.path.realpath("/proc/self/exe")))
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script, python],
-        capture_output=True, text=True, check=False, timeout=60, cwd=config.parent,
+        capture_output=True, text=True, check=False, timeout=120, cwd=config.parent,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_site_packages()])},
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
@@ -204,7 +204,7 @@ def test_another_user_is_told_what_it_lacks(config: Path) -> None:
     plain = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
     done = subprocess.run(
         [*plain, *command("-c", config, "check", "--json")],
-        capture_output=True, text=True, check=False, timeout=60, cwd=config.parent,
+        capture_output=True, text=True, check=False, timeout=120, cwd=config.parent,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
@@ -229,7 +229,7 @@ def test_a_folder_that_can_not_be_looked_into_is_a_finding(config: Path, source:
     try:
         done = subprocess.run(
             [*plain, *command("-c", config, "check", "--json")],
-            capture_output=True, text=True, check=False, timeout=60, cwd=config.parent,
+            capture_output=True, text=True, check=False, timeout=120, cwd=config.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     finally:

@@ -67,7 +67,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_interpreters_that_can_not_verify(bare_python: Path, tmp_path: Path) -> None:
-    good = ask(sys.executable, memory_bytes=4 * GIB, timeout_s=60)
+    good = ask(sys.executable, memory_bytes=4 * GIB, timeout_s=120)
     assert (good.problem, good.python) == ("", ".".join(map(str, sys.version_info[:3])))
     assert good.spacy.startswith("3.")
 

@@ -104,7 +104,7 @@ def test_version_and_help_start_without_what_they_do_not_need(tmp_path: Path) ->
     for option in ("--version", "--help"):
         done = subprocess.run(
             [sys.executable, "-c", script, option],
-            capture_output=True, text=True, check=True, timeout=60, env=ENVIRONMENT,
+            capture_output=True, text=True, check=True, timeout=120, env=ENVIRONMENT,
         )  # fmt: skip
         assert done.stdout.splitlines()[-1] == "0 []"
 
@@ -212,12 +212,12 @@ def test_reading_needs_no_permission_to_write(deployed: Site) -> None:
         ):
             done = subprocess.run(
                 [*plain, *command("-c", deployed.config, *arguments)],
-                capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT,
+                capture_output=True, text=True, check=False, timeout=120, env=ENVIRONMENT,
             )  # fmt: skip
             assert done.returncode == 0, (arguments, done.stderr)
         refused = subprocess.run(
             [*plain, *command("-c", deployed.config, "rollback", "products")],
-            capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT,
+            capture_output=True, text=True, check=False, timeout=120, env=ENVIRONMENT,
         )  # fmt: skip
         assert refused.returncode == 1
         assert "Permission denied; run it as the daemon's user" in refused.stderr
@@ -443,7 +443,7 @@ def test_closed_streams_are_no_fault(deployed: Site, closed: str) -> None:
     script = f'"$@" {closed}'
     done = subprocess.run(
         ["bash", "-c", script, "bash", *command("-c", deployed.config, "list", "products")],
-        capture_output=True, text=True, check=False, timeout=60, env=ENVIRONMENT,
+        capture_output=True, text=True, check=False, timeout=120, env=ENVIRONMENT,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -455,7 +455,7 @@ def test_a_full_disk_is_not_blamed_on_the_log(deployed: Site) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             command("-c", deployed.config, "logs"),
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60, env=ENVIRONMENT,
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120, env=ENVIRONMENT,
         )  # fmt: skip
     assert done.returncode == 1
     assert "output can't be written: No space left" in done.stderr
@@ -526,7 +526,7 @@ def test_logs_are_read_from_a_file_or_standard_input_without_any_configuration(t
             text=True,
             cwd=tmp_path,
             env=ENVIRONMENT,
-            timeout=60,
+            timeout=120,
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert "snapshot.unchanged products" in done.stdout

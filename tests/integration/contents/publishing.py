@@ -57,7 +57,7 @@ class Scene:
 
     def look(self, *, force: bool = False) -> Result:
         """A snapshot, tried again as the daemon does while the checkpoint was written this very moment."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while True:
             result = self.deployment.snapshot("manual" if force else "change", force=force)
             if result.kind != "busy" or time.monotonic() > deadline:

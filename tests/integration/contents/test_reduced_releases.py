@@ -236,6 +236,6 @@ assert contents.plan(found, contents="component").pipeline == ("tok2vec", "spanc
 print(sorted({{"spacy", "thinc", "srsly", "confection", "numpy"}} & set(sys.modules)))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")

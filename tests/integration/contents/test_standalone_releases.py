@@ -338,7 +338,7 @@ def test_others_are_let_in_meanwhile_and_it_can_be_given_up(
         held.deployment.recover()  # must leave what is being derived alone
         assert len(held.left) == 1
         held.deployment.abandon()
-        looking.join(20)
+        looking.join(120)
         assert [result.status for result in results] == ["abandoned"]
         assert not held.left
     assert checkpoint.is_dir()

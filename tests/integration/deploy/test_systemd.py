@@ -25,7 +25,7 @@ def tool(name: str) -> str:
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **environment}
+        command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment}
     )
 
 

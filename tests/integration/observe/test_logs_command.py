@@ -25,7 +25,7 @@ from spancat_daemon.observe import logs
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEADLINE_S = 20
+DEADLINE_S = 120
 
 
 class FakeConfiguration:

@@ -57,7 +57,7 @@ class Deployed:
         build(variant, self.scene.checkpoint, generation=generation)
 
     def _settled(self, source: Source) -> Settled:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while True:
             found = examine(source, writer="spacy", settle_s=0, now_ns=file_clock_ns)
             if isinstance(found, Settled):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from spancat_daemon.errors import SpancatDaemonError
     from spancat_daemon.release.survey import Release
 
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 
 
 class Told:

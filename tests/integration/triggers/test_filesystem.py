@@ -445,15 +445,15 @@ def test_stop_during_a_callback_does_not_hang(best: Path, tmp_path: Path) -> Non
 
         def block(_key: str) -> None:
             entered.set()
-            release.wait(10)
+            release.wait(120)
 
         told.before_dirty = block
         (best / "config.cfg").write_bytes(b"2")
-        assert entered.wait(10)
+        assert entered.wait(120)
         stopper = threading.Thread(target=told.trigger.stop)
         stopper.start()
         release.set()
-        stopper.join(10)
+        stopper.join(120)
         assert not stopper.is_alive()
 
 

@@ -73,7 +73,7 @@ def test_an_overflow_is_said_and_everything_is_dirty(best: Path, tmp_path: Path,
     with watching(tmp_path, Watched("one", best), Watched("two", other), Watched("three", third)) as told:
         told.before_dirty = holding
         (best / "config.cfg").write_bytes(b"2")
-        assert holding.entered.wait(20)
+        assert holding.entered.wait(120)
         for number in range(limit // 2 + 100):  # equal neighbours in the queue would be merged
             os.utime(best / "config.cfg", (number, number))
             os.utime(best / "meta.json", (number, number))
@@ -122,7 +122,7 @@ def test_a_fault_of_our_own_does_not_end_the_reader(
         with monkeypatch.context() as broken:
             broken.setattr(reader, "_dispatch", fail)
             (best / "config.cfg").write_bytes(b"2")
-            assert dispatched.wait(20)
+            assert dispatched.wait(120)
         told.dirtied_by(partial((best / "config.cfg").write_bytes, b"3"), at_least={"one"})
         assert reader_of(told) is reader
 
@@ -133,7 +133,7 @@ def test_a_dead_reader_is_found_and_replaced(best: Path, tmp_path: Path) -> None
         for number in range(1, 4):
             dead = reader_of(told)
             dead._reader.stop()
-            dead.thread.join(20)
+            dead.thread.join(120)
             told.dirty.clear()
             told.clock.ahead_s += 1000  # past the delay between two restarts
             told.trigger.check()
@@ -160,7 +160,7 @@ def test_a_reader_that_died_reading_leaves_no_descriptors(
 
         monkeypatch.setattr(reader._reader, "_check_inotify_fd", fail)
         (best / "config.cfg").write_bytes(b"2")  # lets the read under way return
-        reader.thread.join(20)
+        reader.thread.join(120)
         assert not reader.alive
         told.trigger.check()
         assert reader_of(told) is not reader
@@ -173,7 +173,7 @@ def test_a_hanging_reader_is_found_by_the_canary(best: Path, tmp_path: Path, hol
         hanging = reader_of(told)
         told.before_dirty = holding
         (best / "config.cfg").write_bytes(b"2")
-        assert holding.entered.wait(20)
+        assert holding.entered.wait(120)
         told.trigger.touch_canary()
         told.trigger.check()
         assert reader_of(told) is hanging
@@ -186,7 +186,7 @@ def test_a_hanging_reader_is_found_by_the_canary(best: Path, tmp_path: Path, hol
         told.dirtied_by(partial((best / "config.cfg").write_bytes, b"3"), at_least={"one"})
         assert told.trigger.canary_age_s() < filesystem.CANARY_PATIENCE_S
         holding.release.set()
-        hanging.thread.join(20)
+        hanging.thread.join(120)
 
 
 def test_restarts_wait_longer_each_time(best: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_restarts_wait_longer_each_time(best: Path, tmp_path: Path) -> None:
         waits = []
         for _ in range(5):
             reader_of(told)._reader.stop()
-            reader_of(told).thread.join(20)
+            reader_of(told).thread.join(120)
             dead, waited = reader_of(told), 0
             while reader_of(told) is dead:
                 told.trigger.check()
@@ -212,7 +212,7 @@ def test_a_dead_keeper_is_replaced(best: Path, tmp_path: Path, monkeypatch: pyte
         with monkeypatch.context() as broken:
             broken.setattr(told.trigger, "_keeper", None)
             told.trigger._wake.set()
-            keeper.join(20)
+            keeper.join(120)
         assert not keeper.is_alive()
         told.trigger.check()
         told.dirtied_by(partial((best / "new").mkdir), at_least={"one"})
@@ -254,7 +254,7 @@ def test_a_check_finds_a_move_that_no_event_told_of(best: Path, tmp_path: Path) 
         reader._dispatch = lambda *_event: deaf.set()  # type: ignore[method-assign]
         (tmp_path / "runs").rename(tmp_path / "gone")
         write_checkpoint(best)
-        assert deaf.wait(20)
+        assert deaf.wait(120)
         reader._dispatch = hear  # type: ignore[method-assign]
         told.dirty.clear()
         told.trigger.check()

@@ -15,7 +15,7 @@ from spancat_daemon.triggers.filesystem import FilesystemTrigger, Watched, Watch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

@@ -71,7 +71,7 @@ print(json.dumps(found))
             "os.execv(sys.argv[1], sys.argv[1:])"
         )
         command = [python, "-c", drop, *command]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=60)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

@@ -35,7 +35,7 @@ def answering(path: Path, answer: bytes) -> Iterator[None]:
         thread = threading.Thread(target=answer_one)
         thread.start()
         yield
-        thread.join(20)
+        thread.join(120)
 
 
 @pytest.mark.parametrize("there", ["nothing", "stale socket", "no folder", "file instead of folder"])

@@ -53,7 +53,7 @@ class Held:
     def snapshot(self, trigger: str, *, force: bool, since_s: float) -> Result:
         assert since_s >= 0
         self.asked.put((trigger, force))
-        result = self.results.get(timeout=10)
+        result = self.results.get(timeout=120)
         if isinstance(result, Exception):
             raise result
         return result
@@ -87,17 +87,17 @@ class Scene:
 
     def flag(self, rule: str = "a", trigger: Any = "change", *, forced: bool = False) -> Any:
         waiter = self.dispatcher.flag(rule, trigger, forced=forced)
-        self.woken.get(timeout=10)
+        self.woken.get(timeout=120)
         return waiter
 
     def runs(self, rule: str = "a") -> tuple[str, bool]:
         """The snapshot that was started."""
         self.dispatcher.turn()
-        return self.held[rule].asked.get(timeout=10)
+        return self.held[rule].asked.get(timeout=120)
 
     def ends(self, result: Result | Exception, rule: str = "a") -> None:
         self.held[rule].results.put(result)
-        self.woken.get(timeout=10)
+        self.woken.get(timeout=120)
 
     def rests(self, rule: str = "a") -> float | None:
         """Asserts that nothing is started; returns in how many seconds something will be."""
