@@ -26,8 +26,6 @@ def fit(nlp: Language, component: str) -> str:
         TypeError: it is no pipeline.
         SpancatDaemonError: it lacks one, has several, or one that is not trained or not enabled.
     """
-    if not all(hasattr(nlp, name) for name in ("to_disk", "component_names", "components", "disabled")):
-        raise TypeError(f"nlp must be a pipeline of spaCy, such as spacy.load() returns, not {type(nlp)!r}")
     name = trained(nlp, component)
     disabled = set(nlp.disabled)
     if name in disabled:

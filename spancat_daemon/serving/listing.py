@@ -12,6 +12,7 @@ from spancat_daemon.release import lease as leases
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.manifest import MANIFEST_NAME, BadManifest
 from spancat_daemon.release.survey import CURRENT, RELEASES, Release, current_of, live_of, survey_of
+from spancat_daemon.serving.hindrance import Hindered
 
 if TYPE_CHECKING:
     from spancat_daemon.release.lease import Lease
@@ -76,7 +77,7 @@ def live(folder: str | os.PathLike[str]) -> Release | None:
     return found
 
 
-def hold(folder: Path, wanted: str | Release | None = None) -> Held:
+def hold(folder: Path, wanted: str | int | Release | None = None) -> Held:
     """Hold the live release of a folder, or the one that is wanted.
 
     Args:
@@ -90,7 +91,7 @@ def hold(folder: Path, wanted: str | Release | None = None) -> Held:
         if wanted is None:
             return _holding(folder, leases.take(folder / CURRENT), folder / CURRENT, live=True)
         for _ in range(_ATTEMPTS):
-            release = DeploymentFolder(folder).find(wanted if isinstance(wanted, str) else wanted.id)
+            release = DeploymentFolder(folder).find(wanted.id if isinstance(wanted, Release) else str(wanted))
             try:
                 lease = leases.take(release.path)
             except Vanished:  # pruned, or moved by a swap: looked for anew
@@ -134,7 +135,7 @@ def unreadable(folder: Path, error: OSError) -> SpancatDaemonError:
     hint = ""
     if isinstance(error, PermissionError):
         hint = "this user needs to read and enter the folder, and each above it"
-    return SpancatDaemonError(f"can't be read: {error.strerror or error}", where=str(folder), hint=hint)
+    return Hindered(f"can't be read: {error.strerror or error}", where=str(folder), hint=hint)
 
 
 def _holding(folder: Path, lease: Lease, taken: Path, *, live: bool) -> Held:

@@ -52,7 +52,7 @@ def test_the_live_release_or_another(publisher: Publisher, models: Models) -> No
     assert answers(load(publisher.path)) == models[1].answers
     for name in (first.id, first.id[:12], "1", "@1", first):
         assert answers(load(publisher.path, release=name)) == models[0].answers, name
-    assert load(publisher.path, release="1").path == publisher.path / "releases" / first.id
+    assert load(publisher.path, release=1).path == publisher.path / "releases" / first.id
     assert [(release.id, release.live) for release in releases(publisher.path)] == [
         (second.id, True),
         (first.id, False),
