@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +54,35 @@ def write(nlp: Language, entry: Entry) -> None:
     """Write all of it into an entry, as spaCy does; the pipeline stays as it is.
 
     Raises:
-        SpancatDaemonError: one of its components can't be written.
+        SpancatDaemonError: one of its components can't be written, or its weights changed meanwhile: then
+            what was written is of no generation, and nothing in it could tell.
         OSError: the files can't be.
     """
+    before = _weights(nlp)
     try:
         nlp.to_disk(entry.path)
     except OSError:
         raise
     except Exception as error:
         raise SpancatDaemonError(f"the pipeline can't be written: {brief(error)}") from error
+    after = _weights(nlp)
+    changed = [name for name, digest in after.items() if before.get(name) != digest]
+    if changed:
+        raise SpancatDaemonError(
+            f"the weights of {', '.join(map(repr, changed))} changed while they were written",
+            hint="save between two updates: in the thread that trains, or under a lock that both take",
+        )
+
+
+def _weights(nlp: Language) -> dict[str, bytes]:
+    """The digest of the weights of each component that has some."""
+    found = {}
+    for name, pipe in nlp.components:
+        model: Any = getattr(pipe, "model", None)
+        with suppress(Exception):  # a component may have a model of its own kind, and write it in its own way
+            if callable(getattr(model, "to_bytes", None)):
+                found[name] = hashlib.sha256(model.to_bytes()).digest()
+    return found
 
 
 def _program() -> str:

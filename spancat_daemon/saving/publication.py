@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spancat_daemon.deploying.saves import Made, Saved
+    from spancat_daemon.deploying.whereabouts import Whereabouts
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.folder import DeploymentFolder
     from spancat_daemon.release.incoming import Entry
@@ -48,6 +49,7 @@ class Publication:
         *,
         until_s: float,
         log: Logger,
+        whereabouts: Whereabouts | None,
     ) -> None:
         """Makes nothing yet.
 
@@ -58,6 +60,7 @@ class Publication:
             terms: what the caller asks for.
             until_s: monotonic time until which others who hold the folder are waited for.
             log: told what happens here.
+            whereabouts: what is to remember where the folder lies, if anything.
         """
         self._folder = folder
         self._entry = entry
@@ -65,6 +68,7 @@ class Publication:
         self._terms = terms
         self._until_s = until_s
         self._log = log
+        self._whereabouts = whereabouts
         self._stopping = threading.Event()
         self._deployment: Deployment | None = None
 
@@ -109,6 +113,7 @@ class Publication:
                     log=self._log,
                     loaders=loaders,
                     holder="save()",
+                    whereabouts=self._whereabouts,
                     is_the_log=False,
                 ) as deployment,
             ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import spacy
 from spacy.language import Language
 
 from spancat_daemon import save
+from spancat_daemon.deploying.whereabouts import Elsewhere
 from spancat_daemon.errors import Rejected, SpancatDaemonError, UsageError, Vanished
 from spancat_daemon.release import incoming
 from spancat_daemon.release.folder import DeploymentFolder, FolderBusy
@@ -21,6 +23,7 @@ from spancat_daemon.release.history import History
 from spancat_daemon.release.survey import names_in
 from spancat_daemon.saving.interruptible import Work
 from tests.faults.judge import commits, judge
+from tests.faults.loop_device import Kind, Mounted, lacks
 from tests.integration.serving.forking import Child
 from tests.judgement import sound
 from tests.pipelines import build, predictions, texts
@@ -216,6 +219,67 @@ def test_contents_and_kind_of_swap_are_as_they_were(nlp: Language, tmp_path: Pat
     assert made.path == deploy / "current"
     assert not made.path.is_symlink()
     sound(deploy)
+
+
+def test_weights_that_change_meanwhile_are_of_no_generation(
+    checkpoint: Path, deploy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another thread that trains, whose update comes after tok2vec was written, and before spancat."""
+    nlp = spacy.load(checkpoint)
+    tok2vec: Any = nlp.get_pipe("tok2vec")
+    node = next(node for node in tok2vec.model.walk() if node.param_names and node.has_param("W"))
+    write, updates = Language.to_disk, iter([True])
+
+    def writing(self: Language, path: Path) -> None:
+        write(self, path)
+        if next(updates, False):
+            node.set_param("W", node.get_param("W") * 2)
+
+    monkeypatch.setattr(Language, "to_disk", writing)
+    with pytest.raises(SpancatDaemonError, match=r"'tok2vec' changed while .*between two updates"):
+        save(nlp, deploy, verify="structure")
+    assert names_in(deploy / "releases") == names_in(deploy / ".spancat-daemon/incoming") == []
+    made = save(nlp, deploy, verify="structure")
+    assert (made.path / "tok2vec/model").read_bytes() == tok2vec.model.to_bytes()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(lacks("ext4")), reason=lacks("ext4"))
+def test_a_disk_that_is_not_mounted_is_not_taken_for_a_new_folder(
+    nlp: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "fs").mkdir()
+    with Mounted(tmp_path / "fs", Kind("ext4")) as mounted:
+        deploy = mounted.path / "models/products"
+        first = save(nlp, deploy, verify="structure")
+        mounted.unmount()
+        with pytest.raises(Elsewhere, match=r"was on another disk.*mount it again; .* delete /") as caught:
+            save(nlp, deploy, verify="structure")
+        assert names_in(mounted.path) == []
+        mounted.mount()
+        second = save(nlp, deploy, verify="structure")
+        assert second.sequence == first.sequence + 1
+        assert sound(deploy)["id"] == second.id
+        shutil.rmtree(deploy)  # on purpose, as anybody may
+        assert save(nlp, deploy, verify="structure").sequence == 1
+        mounted.unmount()
+        with pytest.raises(Elsewhere):
+            save(nlp, deploy, verify="structure")
+        Path(caught.value.hint.rpartition("delete ")[2]).unlink()
+        assert save(nlp, deploy, verify="structure").sequence == 1
+        shutil.rmtree(mounted.path / "models")
+        mounted.mount()
+
+
+def test_nothing_is_remembered_of_a_folder_on_the_disk_of_the_memory(
+    nlp: Language, deploy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    save(nlp, deploy, verify="structure")
+    shutil.rmtree(deploy)
+    assert save(nlp, deploy, verify="structure").sequence == 1
+    assert not (tmp_path / "state").exists()
 
 
 def test_others_are_waited_for(nlp: Language, deploy: Path) -> None:
