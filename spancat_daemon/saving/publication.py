@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spancat_daemon.release.incoming import Entry
     from spancat_daemon.saving.terms import Terms
 
+SAVE: Final = "/v1/save"
 _LOOK_S: Final = 0.02
 _SHORTEST_ASK_S: Final = 1.0
 
@@ -141,6 +142,14 @@ class Publication:
             return self._ask(holder.control)
         except (NoDaemon, FolderBusy):  # it begins, or stops
             return busy
+        except UsageError as error:
+            if not error.reason.startswith("no such request"):
+                raise
+            raise SpancatDaemonError(
+                f"{holder} holds the folder, is of another version, and can't be asked to save",
+                where=str(self._folder.path),
+                hint="restart it with the version that is installed here",
+            ) from error
         except NoAnswer as error:
             self._saved = replace(self._saved, again=True)
             return error
@@ -150,7 +159,7 @@ class Publication:
         left_s = max(self._until_s - time.monotonic(), _SHORTEST_ASK_S)
         answer = ControlClient(control, timeout_s=left_s).call(
             "POST",
-            "/v1/save",
+            SAVE,
             {
                 "deploy": str(self._folder.path),
                 "incoming": self._entry.name,

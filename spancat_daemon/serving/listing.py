@@ -65,16 +65,20 @@ def live(folder: str | os.PathLike[str]) -> Release | None:
     try:
         if not path.is_dir():
             raise _nothing_in(path)
-        found = live_of(path)
-        if found is None and current_of(path).kind != "absent":
-            raise SpancatDaemonError(
-                "does not lead to a release with a readable manifest",
-                where=str(path / CURRENT),
-                hint="roll back: spancat-daemon rollback",
-            )
+        for _ in range(_ATTEMPTS):
+            before = current_of(path)
+            found = live_of(path)
+            if found is not None or before.kind == "absent":
+                return found
+            if current_of(path) == before:
+                raise SpancatDaemonError(
+                    "does not lead to a release with a readable manifest",
+                    where=str(path / CURRENT),
+                    hint="roll back: spancat-daemon rollback",
+                )
     except OSError as error:
         raise unreadable(path, error) from error
-    return found
+    raise _too_fast(path)
 
 
 def hold(folder: Path, wanted: str | int | Release | None = None) -> Held:
@@ -104,7 +108,7 @@ def hold(folder: Path, wanted: str | int | Release | None = None) -> Held:
         raise _nothing_in(folder) from None
     except OSError as error:
         raise unreadable(folder, error) from error
-    raise SpancatDaemonError("changes too fast to be held", where=str(folder), hint="try again")
+    raise _too_fast(folder)
 
 
 def hold_open(folder: Path, directory_fd: int) -> Held:
@@ -151,6 +155,10 @@ def _holding(folder: Path, lease: Lease, taken: Path, *, live: bool) -> Held:
     is_current = live and not (folder / CURRENT).is_symlink()
     path = folder / CURRENT if is_current else folder / RELEASES / manifest.id
     return Held(Release(manifest.id, manifest.sequence, path, manifest, live), lease)
+
+
+def _too_fast(folder: Path) -> SpancatDaemonError:
+    return SpancatDaemonError("changes too fast to be read", where=str(folder), hint="try again")
 
 
 def _nothing_in(folder: Path) -> Vanished:

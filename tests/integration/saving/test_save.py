@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,40 +12,23 @@ import spacy
 from spacy.language import Language
 
 from spancat_daemon import save
-from spancat_daemon.deploying.whereabouts import Elsewhere
-from spancat_daemon.errors import Rejected, SpancatDaemonError, UsageError, Vanished
-from spancat_daemon.release import incoming
+from spancat_daemon.errors import Rejected, SpancatDaemonError, UsageError
 from spancat_daemon.release.folder import DeploymentFolder, FolderBusy
 from spancat_daemon.release.history import History
 from spancat_daemon.release.survey import names_in
+from spancat_daemon.saving import publication
 from spancat_daemon.saving.interruptible import Work
 from tests.faults.judge import commits, judge
-from tests.faults.loop_device import Kind, Mounted, lacks
 from tests.integration.serving.forking import Child
 from tests.judgement import sound
 from tests.pipelines import build, predictions, texts
 from tests.service import Daemon, configure, run, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from spancat_daemon.release.history import Record
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("default", tmp_path_factory.mktemp("saved") / "model")
-
-
-@pytest.fixture(scope="module")
-def nlp(checkpoint: Path) -> Language:
-    """Not to be changed."""
-    return spacy.load(checkpoint)
-
-
-@pytest.fixture
-def deploy(tmp_path: Path) -> Path:
-    return tmp_path / "models/products"
 
 
 def test_a_pipeline_in_memory_goes_live(
@@ -243,45 +223,6 @@ def test_weights_that_change_meanwhile_are_of_no_generation(
     assert (made.path / "tok2vec/model").read_bytes() == tok2vec.model.to_bytes()
 
 
-@pytest.mark.root
-@pytest.mark.skipif(bool(lacks("ext4")), reason=lacks("ext4"))
-def test_a_disk_that_is_not_mounted_is_not_taken_for_a_new_folder(
-    nlp: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    (tmp_path / "fs").mkdir()
-    with Mounted(tmp_path / "fs", Kind("ext4")) as mounted:
-        deploy = mounted.path / "models/products"
-        first = save(nlp, deploy, verify="structure")
-        mounted.unmount()
-        with pytest.raises(Elsewhere, match=r"was on another disk.*mount it again; .* delete /") as caught:
-            save(nlp, deploy, verify="structure")
-        assert names_in(mounted.path) == []
-        mounted.mount()
-        second = save(nlp, deploy, verify="structure")
-        assert second.sequence == first.sequence + 1
-        assert sound(deploy)["id"] == second.id
-        shutil.rmtree(deploy)  # on purpose, as anybody may
-        assert save(nlp, deploy, verify="structure").sequence == 1
-        mounted.unmount()
-        with pytest.raises(Elsewhere):
-            save(nlp, deploy, verify="structure")
-        Path(caught.value.hint.rpartition("delete ")[2]).unlink()
-        assert save(nlp, deploy, verify="structure").sequence == 1
-        shutil.rmtree(mounted.path / "models")
-        mounted.mount()
-
-
-def test_nothing_is_remembered_of_a_folder_on_the_disk_of_the_memory(
-    nlp: Language, deploy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    save(nlp, deploy, verify="structure")
-    shutil.rmtree(deploy)
-    assert save(nlp, deploy, verify="structure").sequence == 1
-    assert not (tmp_path / "state").exists()
-
-
 def test_others_are_waited_for(nlp: Language, deploy: Path) -> None:
     folder = DeploymentFolder(deploy)
     folder.prepare()
@@ -357,7 +298,9 @@ def test_a_fork_in_the_midst_keeps_nothing_held(nlp: Language, deploy: Path) -> 
         assert save(nlp, deploy, verify="structure", timeout_s=0).sequence == 1
 
 
-def test_through_the_daemon_on_the_terms_of_its_rule(nlp: Language, tmp_path: Path, deploy: Path) -> None:
+def test_through_the_daemon_on_the_terms_of_its_rule(
+    nlp: Language, tmp_path: Path, deploy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = build("default", tmp_path / "runs/model-best", generation=1)
     config = configure(tmp_path, more="keep = { last = 1 }")
     with Daemon(config) as daemon:
@@ -372,6 +315,10 @@ def test_through_the_daemon_on_the_terms_of_its_rule(nlp: Language, tmp_path: Pa
         for settings in ({"keep": {"last": 9}}, {"verify": "none"}):
             with pytest.raises(UsageError, match="so its rule says what holds, and not"):
                 save(nlp, deploy, **settings)
+        with monkeypatch.context() as patched:
+            patched.setattr(publication, "SAVE", "/v2/save")
+            with pytest.raises(SpancatDaemonError, match="is of another version"):
+                save(nlp, deploy)
         save(nlp, deploy)
         assert len(names_in(deploy / "releases")) == 2
         # What it replaced does not come back by itself
@@ -391,56 +338,3 @@ def test_a_daemon_tells_what_was_saved_without_it(nlp: Language, tmp_path: Path,
         told = daemon.wait_for("release.overwrite", count=3)
     assert [event["release"] for event in told[:2]] == made[1:]
     assert judge(deploy, log=daemon.events) == []
-
-
-@contextmanager
-def _as(user: int) -> Iterator[None]:
-    os.seteuid(user)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user needs root")
-def test_folders_of_others(nlp: Language, tmp_path: Path) -> None:
-    for above in (tmp_path, *tmp_path.parents[:3]):
-        above.chmod(0o755)
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    for folder in (theirs, ours):
-        folder.mkdir()
-    os.chown(theirs, 65534, 65534)
-    with pytest.raises(UsageError, match=r"belongs to nobody.*do this as nobody"):
-        save(nlp, theirs)
-    assert names_in(theirs) == []
-    with _as(65534), pytest.raises(SpancatDaemonError, match=r"Permission denied.*belongs to root"):
-        save(nlp, ours)
-    with _as(65534):
-        assert save(nlp, theirs / "models", verify="structure").sequence == 1
-
-
-class TestIncoming:
-    @pytest.mark.parametrize("name", ["", ".", "..", "../staging", "1-0123456789abcdef/", "one"])
-    def test_takes_no_other_names(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(UsageError, match="is no name of something saved"):
-            incoming.take(tmp_path, name)
-
-    @pytest.mark.parametrize("kind", ["link", "file"])
-    def test_takes_directories_of_its_own_alone(self, tmp_path: Path, kind: str) -> None:
-        path = tmp_path / "1-0123456789abcdef"
-        path.symlink_to("/") if kind == "link" else path.touch()
-        with pytest.raises(UsageError, match="is no directory of its own"):
-            incoming.take(tmp_path, path.name)
-        assert incoming.sweep(tmp_path) == [path.name]
-        assert Path("/usr").exists()
-
-    def test_is_swept_when_nobody_holds_it(self, tmp_path: Path) -> None:
-        first = incoming.make(tmp_path)
-        second = incoming.take(tmp_path, first.name)
-        first.release()
-        assert incoming.sweep(tmp_path) == []
-        second.release()
-        assert incoming.sweep(tmp_path) == [second.name]
-        with pytest.raises(Vanished):
-            incoming.take(tmp_path, first.name)

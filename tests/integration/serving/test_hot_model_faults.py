@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -16,21 +17,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import spacy
 
-from spancat_daemon import HotModel
+from spancat_daemon import HotModel, load
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import lease
 from spancat_daemon.serving import hindrance
 from spancat_daemon.serving import hot as hot_module
 from spancat_daemon.serving.stamps import stamp_of
-from tests.integration.serving.conftest import Model, answers
+from tests.faults import loop_device
+from tests.faults.loop_device import Mounted, lacks
+from tests.integration.serving.conftest import Model, answer, answers
 from tests.integration.serving.forking import Child
 from tests.integration.serving.publishing import Publisher
 from tests.integration.serving.watching import PATIENCE_S, Told
+from tests.pipelines import texts
 from tests.service import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from spancat_daemon.release.swap import Kind
     from spancat_daemon.serving.listing import Held
 
 Models = tuple[Model, Model]
@@ -145,6 +150,55 @@ def test_a_release_that_can_not_be_listed_is_said_and_then_served(models: Models
             assert child.told()
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("how", ["replaced by a link", "the link leads elsewhere"])
+def test_a_folder_that_becomes_another_one_is_followed(
+    publisher: Publisher, models: Models, told: Told, tmp_path: Path, how: str
+) -> None:
+    first = publisher.publish(models[0].path)
+    other = Publisher(tmp_path / "other", publisher.kind)
+    second = other.publish(models[1].path)
+    path = publisher.path
+    if how == "the link leads elsewhere":
+        path = tmp_path / "link"
+        path.symlink_to("models")
+    with HotModel(path, **told.callbacks) as hot:
+        assert told.swap() == (first.id, None)
+        fresh = tmp_path / "fresh"
+        fresh.symlink_to("other")
+        if not path.is_symlink():
+            path.rename(tmp_path / "away")
+        fresh.rename(path)
+        assert told.swap() == (second.id, first.id)
+        third = other.publish(models[0].path)
+        assert told.swap() == (third.id, second.id)
+        assert answers(hot) == models[0].answers
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(lacks("ext4")), reason=lacks("ext4"))
+def test_a_read_only_mount_serves_and_holds(models: Models, told: Told, tmp_path: Path, kind: Kind) -> None:
+    with Mounted(tmp_path, loop_device.Kind("ext4")) as mounted:
+        publisher = Publisher(mounted.path / "models", kind)
+        first = publisher.publish(models[0].path)
+        seen = tmp_path / "seen"
+        seen.mkdir()
+        subprocess.run(["mount", "--bind", "-o", "ro", str(mounted.path), str(seen)], check=True)
+        try:
+            with HotModel(seen / "models", **told.callbacks) as hot:
+                assert told.swap() == (first.id, None)
+                assert lease.is_leased(publisher.path / "current")
+                second = publisher.publish(models[1].path)
+                assert told.swap() == (second.id, first.id)
+                assert answers(hot) == models[1].answers
+            nlp = load(seen / "models", release=1)
+            assert [answer(nlp(text)) for text in texts()] == models[0].answers
+            del nlp
+            gc.collect()
+        finally:
+            subprocess.run(["umount", str(seen)], check=True)
+        publisher.close()
 
 
 def test_a_child_that_can_not_watch_says_so_and_serves_on(
