@@ -28,10 +28,14 @@ def checked(folder: DeploymentFolder) -> Whereabouts | None:
     state = _state_dir()
     if state is None:
         return None
+    try:
+        device = place_of(state).device
+    except OSError:  # another user's home: $HOME is what it was before the user changed
+        return None
     whereabouts = Whereabouts(state, folder.path)
     whereabouts.check(folder)
-    here = place_of(folder.path).device == place_of(state).device
-    return None if here or taken_over_from(state) is not None else whereabouts
+    in_vain = place_of(folder.path).device == device or taken_over_from(state) is not None
+    return None if in_vain else whereabouts
 
 
 def _state_dir() -> Path | None:

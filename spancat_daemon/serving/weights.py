@@ -46,7 +46,7 @@ def to_bytes(nlp: Language, component: str = "auto") -> bytes:
 
 
 def load_bytes(
-    model_bin: bytes | bytearray | memoryview | os.PathLike[str],
+    model_bin: bytes | bytearray | memoryview | str | os.PathLike[str],
     like: Release,
     *,
     sha256: str | None = None,
@@ -64,7 +64,7 @@ def load_bytes(
     caller's word.
 
     Args:
-        model_bin: what `to_bytes` returns, or a file of it.
+        model_bin: what `to_bytes` returns, or the path of a file of it.
         like: the release they belong to, or were trained further from.
         sha256: what their digest must be, if that is known.
         spacy_load_kwargs: passed on to ``spacy.load``.
@@ -177,5 +177,5 @@ def _check_owner(digest: str, like: Release) -> None:
         )
 
 
-def _file(path: os.PathLike[str]) -> bytes:
+def _file(path: str | os.PathLike[str]) -> bytes:
     return Path(path).read_bytes()

@@ -73,7 +73,7 @@ def _as(user: int) -> Iterator[None]:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user needs root")
-def test_folders_of_others(nlp: Language, tmp_path: Path) -> None:
+def test_folders_of_others(nlp: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for above in (tmp_path, *tmp_path.parents[:3]):
         above.chmod(0o755)
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
@@ -87,3 +87,6 @@ def test_folders_of_others(nlp: Language, tmp_path: Path) -> None:
         save(nlp, ours)
     with _as(65534):
         assert save(nlp, theirs / "models", verify="structure").sequence == 1
+    monkeypatch.setenv("XDG_STATE_HOME", "/root/.local/state")  # as after `runuser` without `--login`
+    with _as(65534):
+        assert save(nlp, theirs / "models", verify="structure").sequence == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +244,25 @@ def test_a_release_that_is_pruned_between_being_found_and_held(
     monkeypatch.setattr(DeploymentFolder, "find", found_then)
     with pytest.raises(SpancatDaemonError, match=f"there is no release '{first.id}'; the newest are"):
         load(publisher.path, release=first.id)
+
+
+def test_a_process_that_keeps_readers_out_is_said(
+    linking: Publisher, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is stopped in the midst of pruning; what hangs for ever tells nobody why."""
+    release = linking.publish(models[0].path)
+    descriptors = open_descriptors()
+    with (release.path / "release.json").open() as manifest:
+        fcntl.flock(manifest, fcntl.LOCK_EX)
+        with monkeypatch.context() as patched:
+            patched.setattr(lease, "_TURNS", 2)
+            said = r"can't be read: a process has an exclusive lock on release\.json"
+            with pytest.raises(SpancatDaemonError, match=said):
+                load(linking.path)
+        threading.Timer(0.05, fcntl.flock, (manifest, fcntl.LOCK_UN)).start()
+        assert load(linking.path).path == release.path
+    gc.collect()
+    assert open_descriptors() == descriptors
 
 
 def test_a_damaged_manifest(publisher: Publisher, models: Models) -> None:

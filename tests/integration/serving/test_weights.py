@@ -37,7 +37,7 @@ def test_bytes_of_a_release_predict_what_it_does(publisher: Publisher, models: M
     release = publisher.publish(models[0].path)
     data = (release.path / "model.bin").read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
-    for given in (data, memoryview(data), release.path / "model.bin"):
+    for given in (data, memoryview(data), release.path / "model.bin", f"{release.path}/model.bin"):
         nlp = load_bytes(given, like=release, sha256=sha256)
         assert [answer(nlp(text)) for text in texts()] == models[0].answers
     publisher.publish(models[1].path)  # as "exchange" moves the release, it is found by its id
