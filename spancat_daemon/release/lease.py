@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from spancat_daemon.release.manifest import Manifest
 
 _ATTEMPTS = 1000  # each fails only if a swap or a pruning falls between two system calls
-_TURNS, _TURN_S = (
-    3000,
-    0.01,
-)  # a process that is stopped, or means ill, must not keep a server waiting unheard
+_TURNS, _TURN_S = 3000, 0.01  # who is stopped, or means ill, must not keep a server waiting unheard
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MANIFEST = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -77,8 +74,8 @@ def take(release_path: Path) -> Lease:
 
     Raises:
         Vanished: there is no release.
-        OSError: it can't be opened; or somebody has kept all readers out for half a minute, which pruning does
-            no longer than it takes to remove a release.
+        OSError: it can't be opened; or somebody has kept all readers out for half a minute, which pruning
+            does no longer than it takes to remove a release.
     """
     for _ in range(_ATTEMPTS):
         with contextlib.ExitStack() as undo:

@@ -14,6 +14,7 @@ from spancat_daemon.deploying.deployment import Deployment
 from spancat_daemon.errors import NoDaemon, SpancatDaemonError, UsageError
 from spancat_daemon.release import manifest as manifests
 from spancat_daemon.release.folder import FolderBusy
+from spancat_daemon.release.history import History
 from spancat_daemon.release.lock import HeldElsewhere
 from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.release.survey import CURRENT, Release
@@ -90,6 +91,7 @@ class Publication:
                 except FolderBusy as busy:
                     found = self._through_daemon(busy)
                 if isinstance(found, Release):
+                    self._remember()
                     return found
                 self._wait(found)
         finally:
@@ -184,6 +186,12 @@ class Publication:
             raise why
         if self._stopping.wait(_LOOK_S):
             raise Abandoned("the save was given up", where=str(self._folder.path))
+
+    def _remember(self) -> None:
+        """Remember where the folder lies, as a deployment does that is made here."""
+        if self._whereabouts is not None:
+            with suppress(OSError, SpancatDaemonError):
+                self._whereabouts.remember(History.reading(self._folder.history_path))
 
     def _remove(self) -> None:
         with suppress(OSError):  # recovery does it then

@@ -16,6 +16,7 @@ from spancat_daemon.errors import SpancatDaemonError, UsageError
 from spancat_daemon.release.survey import names_in
 from tests.faults.loop_device import Kind, Mounted, lacks
 from tests.judgement import sound
+from tests.service import Daemon, configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +51,23 @@ def test_a_disk_that_is_not_mounted_is_not_taken_for_a_new_folder(
         assert save(nlp, deploy, verify="structure").sequence == 1
         shutil.rmtree(mounted.path / "models")
         mounted.mount()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(lacks("ext4")), reason=lacks("ext4"))
+def test_a_disk_that_was_saved_to_through_a_daemon(
+    nlp: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "fs").mkdir()
+    with Mounted(tmp_path / "fs", Kind("ext4")) as mounted:
+        deploy = mounted.path / "products"
+        with Daemon(configure(tmp_path, deploy=str(deploy))):
+            assert save(nlp, deploy).sequence == 1
+        mounted.unmount()
+        with pytest.raises(Elsewhere, match="was on another disk"):
+            save(nlp, deploy, verify="structure")
+        assert names_in(mounted.path) == []
 
 
 def test_nothing_is_remembered_of_a_folder_on_the_disk_of_the_memory(
