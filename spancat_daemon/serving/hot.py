@@ -103,8 +103,9 @@ class HotModel:
         self._closed = False
         self._tried, self._serving = Milestone(), Milestone()
         self._retry = Retry()
-        self._start()
-        forks.follow(self)
+        with locks.state:  # no fork comes between
+            self._start()
+            forks.follow(self)
 
     # -- for those who predict --
 

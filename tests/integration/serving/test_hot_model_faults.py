@@ -53,6 +53,26 @@ def test_a_callback_that_exits_ends_no_watch(linking: Publisher, models: Models)
         until(lambda: hot.release is not None and hot.release.id == second.id)
 
 
+def test_a_callback_may_use_and_close_it(linking: Publisher, models: Models) -> None:
+    given: list[Any] = []
+
+    def swapped(*_: object) -> None:
+        assert created.wait(PATIENCE_S)
+        given.extend([hot.wait(), answers(hot), asyncio.run(hot.ready())])
+        hot.close()
+        closed.set()
+
+    first = linking.publish(models[0].path)
+    created, closed = threading.Event(), threading.Event()
+    hot = HotModel(linking.path, on_swap=swapped)
+    created.set()
+    assert closed.wait(PATIENCE_S)
+    hot.close()
+    assert [given[0].id, given[1], given[2].id] == [first.id, models[0].answers, first.id]
+    until(lambda: not hot._thread.is_alive())
+    assert not lease.is_leased(linking.path / "current")
+
+
 def test_a_release_whose_code_exits_ends_no_watch(
     linking: Publisher, models: Models, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +127,8 @@ def test_who_gives_up_waiting_leaves_nothing_behind(linking: Publisher) -> None:
         for patience_s in (0.0, 0.001):
             with pytest.raises(SpancatDaemonError, match="there is no release yet"):
                 await hot.ready(patience_s=patience_s)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(hot.ready(patience_s=None), 0.001)
 
     with HotModel(linking.path, on_error=lambda _: None) as hot:
         asyncio.run(ask())
