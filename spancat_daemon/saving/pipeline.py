@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.deploying.ownership import name_of
 from spancat_daemon.errors import SpancatDaemonError
-from spancat_daemon.serving.component import trained
+from spancat_daemon.serving.component import trained, weights
 from spancat_daemon.serving.faults import brief
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def write(nlp: Language, entry: Entry) -> None:
             what was written is of no generation, and nothing in it could tell.
         OSError: the files can't be.
     """
-    before = _weights(nlp)
+    before = _digests(nlp)
     try:
         nlp.to_disk(entry.path)
     except OSError:
         raise
     except Exception as error:
         raise SpancatDaemonError(f"the pipeline can't be written: {brief(error)}") from error
-    after = _weights(nlp)
+    after = _digests(nlp)
     changed = [name for name, digest in after.items() if before.get(name) != digest]
     if changed:
         raise SpancatDaemonError(
@@ -74,14 +74,20 @@ def write(nlp: Language, entry: Entry) -> None:
         )
 
 
-def _weights(nlp: Language) -> dict[str, bytes]:
-    """The digest of the weights of each component that has some."""
+def _digests(nlp: Language) -> dict[str, bytes]:
+    """Digests of what each update of a training changes, by component.
+
+    Not of the models' bytes, which need not be the same twice: thinc says nothing of those of a wrapped
+    model, such as a transformer. Whoever updates that updates the span categorizer on top of it.
+    """
     found = {}
     for name, pipe in nlp.components:
         model: Any = getattr(pipe, "model", None)
-        with suppress(Exception):  # a component may have a model of its own kind, and write it in its own way
-            if callable(getattr(model, "to_bytes", None)):
-                found[name] = hashlib.sha256(model.to_bytes()).digest()
+        with suppress(Exception):  # a component may have a model of its own kind
+            digest = hashlib.sha256()
+            for _, array in weights(model):
+                digest.update(model.ops.to_numpy(array).tobytes())
+            found[name] = digest.digest()
     return found
 
 
