@@ -318,10 +318,12 @@ def test_a_swap_is_noticed_by_its_event(
         assert told.swap()[0] == second.id
 
 
+@pytest.mark.parametrize("lacking", ["inotify_init", "inotify_add_watch"])
 def test_a_swap_is_noticed_without_events(
-    linking: Publisher, models: Models, told: Told, monkeypatch: pytest.MonkeyPatch
+    linking: Publisher, models: Models, told: Told, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
-    monkeypatch.setattr(pulse_module, "inotify_init", lambda: -1)
+    """As where max_user_instances, or max_user_watches, is reached."""
+    monkeypatch.setattr(pulse_module, lacking, lambda *_: -1)
     linking.publish(models[0].path)
     with HotModel(linking.path, **told.callbacks):
         told.swap()
