@@ -41,3 +41,4 @@ def serving_python() -> old_server.ServingPython:
 def _silent_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in _SAYS_SOMETHING:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")  # what tests do is not to be remembered

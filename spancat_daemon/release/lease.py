@@ -10,8 +10,10 @@ The kernel ends it when the process ends, however it ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING, Self
 
 from spancat_daemon.errors import SpancatDaemonError, Vanished, about
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from spancat_daemon.release.manifest import Manifest
 
 _ATTEMPTS = 1000  # each fails only if a swap or a pruning falls between two system calls
+_TURNS, _TURN_S = 3000, 0.01  # who is stopped, or means ill, must not keep a server waiting unheard
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MANIFEST = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -71,7 +74,8 @@ def take(release_path: Path) -> Lease:
 
     Raises:
         Vanished: there is no release.
-        OSError: it can't be opened.
+        OSError: it can't be opened; or somebody has kept all readers out for half a minute, which pruning
+            does no longer than it takes to remove a release.
     """
     for _ in range(_ATTEMPTS):
         with contextlib.ExitStack() as undo:
@@ -85,12 +89,24 @@ def take(release_path: Path) -> Lease:
                 continue
             undo.callback(os.close, manifest_fd)
             with about(release_path):
-                fcntl.flock(manifest_fd, fcntl.LOCK_SH)
+                _share(manifest_fd)
             # Pruned, or no longer what the path leads to, between the opening and the lock?
             if _leads_to(release_path, directory_fd) and os.fstat(manifest_fd).st_nlink > 0:
                 undo.pop_all()
                 return Lease(directory_fd, manifest_fd)
     raise SpancatDaemonError("changes too fast to be held", where=str(release_path), hint="try again")
+
+
+def _share(manifest_fd: int) -> None:
+    """Lock it together with other readers; waits for who keeps them out, but not for ever."""
+    for _ in range(_TURNS):
+        try:
+            fcntl.flock(manifest_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_TURN_S)
+        else:
+            return
+    raise BlockingIOError(errno.EWOULDBLOCK, f"a process has an exclusive lock on {MANIFEST_NAME}")
 
 
 def is_leased(release_path: Path) -> bool:

@@ -15,6 +15,7 @@ from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, UsageErro
 from spancat_daemon.release import incoming
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.manifest import MANIFEST_NAME
+from spancat_daemon.saving import place
 from spancat_daemon.saving.interruptible import Work
 from spancat_daemon.saving.pipeline import fit, origin_of, write
 from spancat_daemon.saving.publication import Publication
@@ -64,9 +65,14 @@ def save(
     Ctrl-C stops it, or comes too late, and then the release is returned. Once a release is live it is
     returned, whatever fails afterwards.
 
+    A folder that is missing is made. Not so in the empty mount point of a disk that it was saved to before:
+    of a folder on another disk than ``$XDG_STATE_HOME`` (``~/.local/state``) is remembered there, under
+    ``spancat-daemon/folders``, where it lies.
+
     Args:
         nlp: the pipeline. What is written are the weights it has now; in ``with nlp.use_params(averages)``,
-            those. Pipes that are disabled stay so in the release.
+            those. Pipes that are disabled stay so in the release. Others may predict with it meanwhile, but
+            not train it.
         folder: a rule's `deploy` folder, or one that becomes a deployment folder by this.
         component: the name of its span categorizer; ``auto``: the only one.
         contents: what of the pipeline, as a rule's `contents`; None: what the rule says, or else as what is
@@ -86,8 +92,9 @@ def save(
         Rejected: it must not go live; says why.
         FolderBusy: others held the folder for `timeout_s`.
         UsageError: an argument makes no sense; or a daemon holds the folder, and `keep` or `verify` is given.
-        SpancatDaemonError: the pipeline is not trained or can't be written, or the folder can't be, or is
-            none. Or, as ``NoAnswer``, the daemon did not answer in time, and may still do it.
+        SpancatDaemonError: the pipeline is not trained, can't be written, or was trained on meanwhile; or the
+            folder can't be written, is none, or, as ``Elsewhere``, its disk is not mounted. Or, as
+            ``NoAnswer``, the daemon did not answer in time, and may still do it.
         TypeError: `nlp` is no pipeline.
     """
     until_s = time.monotonic() + timeout_s
@@ -97,11 +104,20 @@ def save(
     where = DeploymentFolder(absolute(folder))
     with _explained(where.path):
         _check_place(where.path)
+        whereabouts = place.checked(where)
         for writes_left in reversed(range(_WRITES)):
             where.prepare()
             with _saved(nlp, where) as entry:
                 saved = Saved(entry.path, origin_of(entry), name, contents, force)
-                publication = Publication(where, entry, saved, terms, until_s=until_s, log=telling(logger))
+                publication = Publication(
+                    where,
+                    entry,
+                    saved,
+                    terms,
+                    until_s=until_s,
+                    log=telling(logger),
+                    whereabouts=whereabouts,
+                )
                 try:
                     return Work(publication.make, publication.stop).result()
                 except Moved:

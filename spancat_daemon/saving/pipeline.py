@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.deploying.ownership import name_of
 from spancat_daemon.errors import SpancatDaemonError
-from spancat_daemon.serving.component import trained
+from spancat_daemon.serving.component import trained, weights
 from spancat_daemon.serving.faults import brief
 
 if TYPE_CHECKING:
@@ -26,8 +28,6 @@ def fit(nlp: Language, component: str) -> str:
         TypeError: it is no pipeline.
         SpancatDaemonError: it lacks one, has several, or one that is not trained or not enabled.
     """
-    if not all(hasattr(nlp, name) for name in ("to_disk", "component_names", "components", "disabled")):
-        raise TypeError(f"nlp must be a pipeline of spaCy, such as spacy.load() returns, not {type(nlp)!r}")
     name = trained(nlp, component)
     disabled = set(nlp.disabled)
     if name in disabled:
@@ -54,15 +54,41 @@ def write(nlp: Language, entry: Entry) -> None:
     """Write all of it into an entry, as spaCy does; the pipeline stays as it is.
 
     Raises:
-        SpancatDaemonError: one of its components can't be written.
+        SpancatDaemonError: one of its components can't be written, or its weights changed meanwhile: then
+            what was written is of no generation, and nothing in it could tell.
         OSError: the files can't be.
     """
+    before = _digests(nlp)
     try:
         nlp.to_disk(entry.path)
     except OSError:
         raise
     except Exception as error:
         raise SpancatDaemonError(f"the pipeline can't be written: {brief(error)}") from error
+    after = _digests(nlp)
+    changed = [name for name, digest in after.items() if before.get(name) != digest]
+    if changed:
+        raise SpancatDaemonError(
+            f"the weights of {', '.join(map(repr, changed))} changed while they were written",
+            hint="save between two updates: in the thread that trains, or under a lock that both take",
+        )
+
+
+def _digests(nlp: Language) -> dict[str, bytes]:
+    """Digests of what each update of a training changes, by component.
+
+    Not of the models' bytes, which need not be the same twice: thinc says nothing of those of a wrapped
+    model, such as a transformer. Whoever updates that updates the span categorizer on top of it.
+    """
+    found = {}
+    for name, pipe in nlp.components:
+        model: Any = getattr(pipe, "model", None)
+        with suppress(Exception):  # a component may have a model of its own kind
+            digest = hashlib.sha256()
+            for _, array in weights(model):
+                digest.update(model.ops.to_numpy(array).tobytes())
+            found[name] = digest.digest()
+    return found
 
 
 def _program() -> str:

@@ -14,6 +14,7 @@ from spancat_daemon.deploying.deployment import Deployment
 from spancat_daemon.errors import NoDaemon, SpancatDaemonError, UsageError
 from spancat_daemon.release import manifest as manifests
 from spancat_daemon.release.folder import FolderBusy
+from spancat_daemon.release.history import History
 from spancat_daemon.release.lock import HeldElsewhere
 from spancat_daemon.release.staging import Abandoned
 from spancat_daemon.release.survey import CURRENT, Release
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from spancat_daemon.deploying.saves import Made, Saved
+    from spancat_daemon.deploying.whereabouts import Whereabouts
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.release.folder import DeploymentFolder
     from spancat_daemon.release.incoming import Entry
     from spancat_daemon.saving.terms import Terms
 
+SAVE: Final = "/v1/save"
 _LOOK_S: Final = 0.02
 _SHORTEST_ASK_S: Final = 1.0
 
@@ -48,6 +51,7 @@ class Publication:
         *,
         until_s: float,
         log: Logger,
+        whereabouts: Whereabouts | None,
     ) -> None:
         """Makes nothing yet.
 
@@ -58,6 +62,7 @@ class Publication:
             terms: what the caller asks for.
             until_s: monotonic time until which others who hold the folder are waited for.
             log: told what happens here.
+            whereabouts: what is to remember where the folder lies, if anything.
         """
         self._folder = folder
         self._entry = entry
@@ -65,6 +70,7 @@ class Publication:
         self._terms = terms
         self._until_s = until_s
         self._log = log
+        self._whereabouts = whereabouts
         self._stopping = threading.Event()
         self._deployment: Deployment | None = None
 
@@ -85,6 +91,7 @@ class Publication:
                 except FolderBusy as busy:
                     found = self._through_daemon(busy)
                 if isinstance(found, Release):
+                    self._remember()
                     return found
                 self._wait(found)
         finally:
@@ -109,6 +116,7 @@ class Publication:
                     log=self._log,
                     loaders=loaders,
                     holder="save()",
+                    whereabouts=self._whereabouts,
                     is_the_log=False,
                 ) as deployment,
             ):
@@ -136,6 +144,14 @@ class Publication:
             return self._ask(holder.control)
         except (NoDaemon, FolderBusy):  # it begins, or stops
             return busy
+        except UsageError as error:
+            if not error.reason.startswith("no such request"):
+                raise
+            raise SpancatDaemonError(
+                f"{holder} holds the folder, is of another version, and can't be asked to save",
+                where=str(self._folder.path),
+                hint="restart it with the version that is installed here",
+            ) from error
         except NoAnswer as error:
             self._saved = replace(self._saved, again=True)
             return error
@@ -145,7 +161,7 @@ class Publication:
         left_s = max(self._until_s - time.monotonic(), _SHORTEST_ASK_S)
         answer = ControlClient(control, timeout_s=left_s).call(
             "POST",
-            "/v1/save",
+            SAVE,
             {
                 "deploy": str(self._folder.path),
                 "incoming": self._entry.name,
@@ -170,6 +186,12 @@ class Publication:
             raise why
         if self._stopping.wait(_LOOK_S):
             raise Abandoned("the save was given up", where=str(self._folder.path))
+
+    def _remember(self) -> None:
+        """Remember where the folder lies, as a deployment does that is made here."""
+        if self._whereabouts is not None:
+            with suppress(OSError, SpancatDaemonError):
+                self._whereabouts.remember(History.reading(self._folder.history_path))
 
     def _remove(self) -> None:
         with suppress(OSError):  # recovery does it then

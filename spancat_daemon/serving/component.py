@@ -8,6 +8,8 @@ from spancat_daemon.checkpoint.layout import FACTORIES
 from spancat_daemon.errors import SpancatDaemonError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from spacy.language import Language
 
 
@@ -20,7 +22,10 @@ def trained(nlp: Language, component: str = "auto") -> str:
 
     Raises:
         SpancatDaemonError: there is none, there are several, or it was never initialised.
+        TypeError: `nlp` is no pipeline.
     """
+    if not all(hasattr(nlp, name) for name in ("to_disk", "component_names", "components", "disabled")):
+        raise TypeError(f"nlp must be a pipeline of spaCy, such as spacy.load() returns, not {type(nlp)!r}")
     found = [name for name in nlp.component_names if nlp.get_pipe_meta(name).factory in FACTORIES]
     if component != "auto":
         if component not in found:
@@ -53,6 +58,14 @@ def unset(model: Any) -> str:
             if node.has_param(parameter) is None:
                 return f"{parameter!r} of its layer {node.name!r} is missing"
     return ""
+
+
+def weights(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each array of a model's weights that is set, always in the same order, and what to call it."""
+    for node in model.walk():
+        for parameter in node.param_names:
+            if node.has_param(parameter):
+                yield f"{parameter!r} of its layer {node.name!r}", node.get_param(parameter)
 
 
 def _choice(found: list[str], nlp: Language) -> str:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from spancat_daemon.errors import SpancatDaemonError
+from spancat_daemon.serving.hindrance import Hindered, lacks
 from spancat_daemon.verify.digests import digests_at
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def explain(error: Exception, held: Held, spacy: Any) -> SpancatDaemonError:
     """
     where = str(held.release.path)
     if isinstance(error, MemoryError):
-        return SpancatDaemonError(
+        return Hindered(
             "there is not enough memory to load it", where=where, hint="the one before it is still there"
         )
     findings = digests_at(held.lease.directory_fd, held.release.manifest)
@@ -47,6 +48,8 @@ def explain(error: Exception, held: Held, spacy: Any) -> SpancatDaemonError:
     if findings:
         return _unreadable(held, findings)
     said = brief(error)
+    if lacks(error):
+        return Hindered(f"can't be loaded: {said}", where=where)
     wanted = held.release.manifest.spacy_version
     if spacy.util.is_compatible_version(spacy.__version__, wanted) is False:
         return SpancatDaemonError(
@@ -79,4 +82,4 @@ def _damaged(held: Held, damage: Sequence[Finding]) -> SpancatDaemonError:
 
 
 def _unreadable(held: Held, findings: Sequence[Finding]) -> SpancatDaemonError:
-    return SpancatDaemonError(f"can't be read: {findings[0]}", where=str(held.release.path))
+    return Hindered(f"can't be read: {findings[0]}", where=str(held.release.path))

@@ -7,10 +7,13 @@ and no state is half changed; then the child begins with neither.
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401  # its fork hook must be registered, and so nest, before ours
+import logging
 import os
 import threading
 import weakref
 from typing import Final, Protocol
+
+logger = logging.getLogger(__name__)
 
 FORK_PATIENCE_S: Final = 60.0
 """How long a fork waits for a load; one that takes longer leaves its memory and its lease to the child."""
@@ -75,7 +78,10 @@ def _in_child() -> None:
         locks.state.release()
         locks.loading = threading.RLock()
     for follower in followers():
-        follower.after_fork()
+        try:
+            follower.after_fork()
+        except Exception:  # each of the others has to be told all the same
+            logger.exception("could not go on in a forked child")
 
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -8,7 +8,6 @@ import logging
 import os
 import threading
 import weakref
-from concurrent.futures import Future, InvalidStateError
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from spancat_daemon.errors import SpancatDaemonError, Vanished
@@ -16,9 +15,11 @@ from spancat_daemon.release.survey import CURRENT
 from spancat_daemon.serving import forks
 from spancat_daemon.serving.faults import brief
 from spancat_daemon.serving.forks import locks
+from spancat_daemon.serving.hindrance import Hindered, Retry, lacks
 from spancat_daemon.serving.listing import absolute, hold_open, unreadable
 from spancat_daemon.serving.litter import Litter
 from spancat_daemon.serving.loading import read
+from spancat_daemon.serving.milestone import Milestone
 from spancat_daemon.serving.pulse import Pulse
 from spancat_daemon.serving.served import Served
 from spancat_daemon.serving.stamps import stamp_of, stamp_of_files
@@ -50,7 +51,9 @@ class HotModel:
     go when its last user leaves, and its memory is collected at once.
 
     A release that can't be loaded changes nothing: the old one serves on, `on_error` is told once, and it is
-    tried again only if a file of it, or what is live, changes. Nor does a folder that vanishes.
+    tried again only if a file of it, or what is live, changes. What only hindered it (no memory, descriptor
+    or permission, a disk that fails) may pass: then it is tried after 1, 2, 4 … 64 s, too. Nor does a folder
+    that vanishes change anything.
 
     Swaps are noticed in milliseconds, where the kernel tells of them; else within a second: on NFS, without
     an inotify watch to be had, or after the folder itself was moved or replaced. Reads only: it works in a
@@ -98,10 +101,11 @@ class HotModel:
         self._error: SpancatDaemonError | None = None
         self._litter = Litter()
         self._closed = False
-        self._tried: Future[None] = Future()
-        self._serving: Future[None] = Future()
-        self._start()
-        forks.follow(self)
+        self._tried, self._serving = Milestone(), Milestone()
+        self._retry = Retry()
+        with locks.state:  # no fork comes between
+            self._start()
+            forks.follow(self)
 
     # -- for those who predict --
 
@@ -155,21 +159,16 @@ class HotModel:
         Raises:
             SpancatDaemonError: none could be loaded, and why; or it was closed.
         """
-        self._tried.result()
+        self._tried.wait(None)
         if self.release is None:
-            with contextlib.suppress(TimeoutError):
-                self._serving.result(patience_s)
+            self._serving.wait(patience_s)
         return self._outcome()
 
     async def ready(self, *, patience_s: float | None = 0.0) -> Release:
         """Do `wait` without blocking the event loop."""
-        import asyncio  # noqa: PLC0415  # whoever awaits has it, others do without
-
-        await asyncio.shield(asyncio.wrap_future(self._tried))
+        await self._tried.reached(None)
         if self.release is None:
-            with contextlib.suppress(TimeoutError):
-                serving = asyncio.shield(asyncio.wrap_future(self._serving))
-                await asyncio.wait_for(serving, patience_s)
+            await self._serving.reached(patience_s)
         return self._outcome()
 
     def close(self) -> None:
@@ -178,6 +177,7 @@ class HotModel:
             if self._closed:
                 return
             self._closed = True
+            self._pulse.stop()  # before it is woken to collect what is let go: it must not load it anew
             self._replace(None)
         self._conclude()
         self.stop(None)
@@ -200,7 +200,7 @@ class HotModel:
     def after_fork(self) -> None:
         """Go on in a forked child: only this thread's uses last, and a thread of its own watches."""
         self._pulse.close()
-        self._tried, self._serving = Future(), Future()
+        self._tried, self._serving = Milestone(), Milestone()
         with locks.state:
             for served in filter(None, [self._current, *self._retired]):
                 served.forget_other_threads()
@@ -208,20 +208,23 @@ class HotModel:
         if self._closed or self._current is not None:
             self._conclude()
         if not self._closed:
-            self._start()
+            try:
+                self._start()
+            except (OSError, RuntimeError) as error:  # no descriptor or no thread is left
+                self._fail(SpancatDaemonError(f"can't be followed in this process: {brief(error)}"), ())
 
     def look(self) -> None:
         """Load what is live, if it is not what serves; called by the watching thread only."""
         self._litter.collect()
         try:
             fd = os.open(self._folder / CURRENT, _DIRECTORY)
+            try:
+                self._look_at(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
-            self._fail(unreadable(self._folder, error), ((error.errno or 0,),))
-            return
-        try:
-            self._look_at(fd)
-        finally:
-            os.close(fd)
+            where = self._folder if isinstance(error, FileNotFoundError) else self._folder / CURRENT
+            self._fail(unreadable(where, error), ((error.errno or 0,),))
 
     # -- the watching thread --
 
@@ -230,24 +233,35 @@ class HotModel:
         self._thread = threading.Thread(
             target=_watch, args=(weakref.ref(self), self._pulse), name="spancat-hot-model", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._pulse.close()
+            raise
 
     def _look_at(self, fd: int) -> None:
         stamp = stamp_of(fd)
-        if self._current is not None and self._current.stamp == stamp:
+        with locks.state:
+            current, closed = self._current, self._closed
+        if closed or (current is not None and current.stamp == stamp):
             self._failed = None
             return
         files = stamp_of_files(fd)
-        if files == self._failed:
+        if files == self._failed and not self._retry.due:
             return
         try:
             before, after = self._take_over(fd, stamp)
-        except Exception as error:  # noqa: BLE001  # a component's own code runs in it
+        except BaseException as error:  # noqa: BLE001  # a component's own code runs in it, which may exit
             if isinstance(error, Vanished) and self._moved_on(fd):
                 self._pulse.wake()  # replaced and pruned meanwhile: what is live now counts
                 return
             if not isinstance(error, SpancatDaemonError):
                 error = SpancatDaemonError(f"can't be loaded: {brief(error)}", where=str(self._folder))
+            hindered = isinstance(error, Hindered)
+            if not hindered or files != self._failed:
+                self._retry = Retry()
+            if hindered:
+                self._retry.put_off()
             self._fail(error, files)
             return
         self._failed = None
@@ -280,7 +294,8 @@ class HotModel:
             for _ in nlp.pipe(self._warm_up):
                 pass
         except Exception as error:
-            raise SpancatDaemonError(
+            kind = Hindered if lacks(error) else SpancatDaemonError
+            raise kind(
                 f"fails to predict the warm-up texts: {brief(error)}", where=str(release.path)
             ) from error
 
@@ -336,12 +351,9 @@ class HotModel:
 
     def _conclude(self) -> None:
         """Tell those who wait that the first attempt is over, and whether something serves."""
-        over = [self._tried]
+        self._tried.reach()
         if self._closed or self._current is not None:
-            over.append(self._serving)
-        for future in over:
-            with contextlib.suppress(InvalidStateError):
-                future.set_result(None)
+            self._serving.reach()
 
     def _outcome(self) -> Release:
         with locks.state:
@@ -357,10 +369,7 @@ def _watch(reference: weakref.ref[HotModel], pulse: Pulse) -> None:
     """Look, wait, and look again, for as long as the model is wanted."""
     hot = reference()
     while hot is not None and not pulse.stopped:
-        try:
-            hot.look()
-        except Exception:  # the next look tries again
-            logger.exception("the live release could not be looked at")
+        hot.look()
         hot = None
         pulse.wait()
         hot = reference()
@@ -370,7 +379,7 @@ def _watch(reference: weakref.ref[HotModel], pulse: Pulse) -> None:
 def _call(callback: Callable[..., object], *arguments: object) -> None:
     try:
         callback(*arguments)
-    except Exception:  # it is the application's, and must not end the watch
+    except BaseException:  # it is the application's, and must not end the watch, not even by sys.exit()
         logger.exception("a callback of HotModel failed")
 
 

@@ -12,6 +12,7 @@ from spancat_daemon.release import lease as leases
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.manifest import MANIFEST_NAME, BadManifest
 from spancat_daemon.release.survey import CURRENT, RELEASES, Release, current_of, live_of, survey_of
+from spancat_daemon.serving.hindrance import Hindered
 
 if TYPE_CHECKING:
     from spancat_daemon.release.lease import Lease
@@ -64,19 +65,23 @@ def live(folder: str | os.PathLike[str]) -> Release | None:
     try:
         if not path.is_dir():
             raise _nothing_in(path)
-        found = live_of(path)
-        if found is None and current_of(path).kind != "absent":
-            raise SpancatDaemonError(
-                "does not lead to a release with a readable manifest",
-                where=str(path / CURRENT),
-                hint="roll back: spancat-daemon rollback",
-            )
+        for _ in range(_ATTEMPTS):
+            before = current_of(path)
+            found = live_of(path)
+            if found is not None or before.kind == "absent":
+                return found
+            if current_of(path) == before:
+                raise SpancatDaemonError(
+                    "does not lead to a release with a readable manifest",
+                    where=str(path / CURRENT),
+                    hint="roll back: spancat-daemon rollback",
+                )
     except OSError as error:
         raise unreadable(path, error) from error
-    return found
+    raise _too_fast(path)
 
 
-def hold(folder: Path, wanted: str | Release | None = None) -> Held:
+def hold(folder: Path, wanted: str | int | Release | None = None) -> Held:
     """Hold the live release of a folder, or the one that is wanted.
 
     Args:
@@ -90,7 +95,7 @@ def hold(folder: Path, wanted: str | Release | None = None) -> Held:
         if wanted is None:
             return _holding(folder, leases.take(folder / CURRENT), folder / CURRENT, live=True)
         for _ in range(_ATTEMPTS):
-            release = DeploymentFolder(folder).find(wanted if isinstance(wanted, str) else wanted.id)
+            release = DeploymentFolder(folder).find(wanted.id if isinstance(wanted, Release) else str(wanted))
             try:
                 lease = leases.take(release.path)
             except Vanished:  # pruned, or moved by a swap: looked for anew
@@ -103,7 +108,7 @@ def hold(folder: Path, wanted: str | Release | None = None) -> Held:
         raise _nothing_in(folder) from None
     except OSError as error:
         raise unreadable(folder, error) from error
-    raise SpancatDaemonError("changes too fast to be held", where=str(folder), hint="try again")
+    raise _too_fast(folder)
 
 
 def hold_open(folder: Path, directory_fd: int) -> Held:
@@ -134,7 +139,7 @@ def unreadable(folder: Path, error: OSError) -> SpancatDaemonError:
     hint = ""
     if isinstance(error, PermissionError):
         hint = "this user needs to read and enter the folder, and each above it"
-    return SpancatDaemonError(f"can't be read: {error.strerror or error}", where=str(folder), hint=hint)
+    return Hindered(f"can't be read: {error.strerror or error}", where=str(folder), hint=hint)
 
 
 def _holding(folder: Path, lease: Lease, taken: Path, *, live: bool) -> Held:
@@ -150,6 +155,10 @@ def _holding(folder: Path, lease: Lease, taken: Path, *, live: bool) -> Held:
     is_current = live and not (folder / CURRENT).is_symlink()
     path = folder / CURRENT if is_current else folder / RELEASES / manifest.id
     return Held(Release(manifest.id, manifest.sequence, path, manifest, live), lease)
+
+
+def _too_fast(folder: Path) -> SpancatDaemonError:
+    return SpancatDaemonError("changes too fast to be read", where=str(folder), hint="try again")
 
 
 def _nothing_in(folder: Path) -> Vanished:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def load(
     folder: str | os.PathLike[str],
     *,
-    release: str | Release | None = None,
+    release: str | int | Release | None = None,
     verify: bool = False,
     **spacy_load_kwargs: Any,
 ) -> Language:

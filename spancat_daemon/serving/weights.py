@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgpack  # type: ignore[import-untyped]  # it ships without types
 
 from spancat_daemon.errors import SpancatDaemonError
-from spancat_daemon.serving.component import pipe_of, trained, unset
+from spancat_daemon.serving.component import pipe_of, trained, unset, weights
 from spancat_daemon.serving.faults import brief
 from spancat_daemon.serving.forks import locks
 from spancat_daemon.serving.listing import folder_of, hold, releases
@@ -39,13 +39,14 @@ def to_bytes(nlp: Language, component: str = "auto") -> bytes:
 
     Raises:
         SpancatDaemonError: there is none, there are several, or it was never initialised.
+        TypeError: `nlp` is no pipeline.
     """
     pipe = pipe_of(nlp, trained(nlp, component))
     return cast("bytes", pipe.model.to_bytes())
 
 
 def load_bytes(
-    model_bin: bytes | bytearray | memoryview | os.PathLike[str],
+    model_bin: bytes | bytearray | memoryview | str | os.PathLike[str],
     like: Release,
     *,
     sha256: str | None = None,
@@ -63,7 +64,7 @@ def load_bytes(
     caller's word.
 
     Args:
-        model_bin: what `to_bytes` returns, or a file of it.
+        model_bin: what `to_bytes` returns, or the path of a file of it.
         like: the release they belong to, or were trained further from.
         sha256: what their digest must be, if that is known.
         spacy_load_kwargs: passed on to ``spacy.load``.
@@ -93,18 +94,43 @@ def _filled(held: Held, data: bytes, options: dict[str, Any]) -> Language:
     if name not in nlp.component_names:
         raise SpancatDaemonError(f"{name!r} is excluded, so there is nothing to load the bytes into")
     model = pipe_of(nlp, name).model
+    before = _forms(model)
     try:
         with collector_kept():
             model.from_bytes(data)
     except Exception as error:
-        raise SpancatDaemonError(
-            f"the bytes are not of a model built as {name!r} of {held.release.id} is: {brief(error)}",
-            hint="give `like` the release they come from, or were trained further from",
-        ) from error
+        raise _of_another(name, held, brief(error)) from error
     missing = unset(model)
     if missing:
         raise SpancatDaemonError(f"the bytes are of a model that was never initialised: {missing}")
+    if (after := _forms(model)) != before:  # which thinc does not look at, and fails with at the first text
+        raise _of_another(name, held, next((odd for odd in after if odd not in before), "it has more layers"))
+    _check_values(model)
     return nlp
+
+
+def _of_another(component: str, held: Held, why: str) -> SpancatDaemonError:
+    return SpancatDaemonError(
+        f"the bytes are not of a model built as {component!r} of {held.release.id} is: {why}",
+        hint="give `like` the release they come from, or were trained further from",
+    )
+
+
+def _forms(model: Any) -> list[str]:
+    """Say of each array of a model's weights where it belongs, and its kind and shape."""
+    return [
+        f"{name} is {getattr(array, 'dtype', type(array).__name__)} of shape {getattr(array, 'shape', ())}"
+        for name, array in weights(model)
+    ]
+
+
+def _check_values(model: Any) -> None:
+    for name, array in weights(model):
+        if not model.ops.xp.isfinite(array).all():
+            raise SpancatDaemonError(
+                f"the bytes are of a model that can't predict: {name} has values that are no finite numbers",
+                hint="its training has diverged: take the weights of an earlier step",
+            )
 
 
 def _check_kind(data: bytes, like: Release) -> None:
@@ -151,5 +177,5 @@ def _check_owner(digest: str, like: Release) -> None:
         )
 
 
-def _file(path: os.PathLike[str]) -> bytes:
+def _file(path: str | os.PathLike[str]) -> bytes:
     return Path(path).read_bytes()

@@ -81,7 +81,8 @@ def snapshot_logger(
 
     Args:
         logger: a registered logger, which logs as without this one; None: spaCy's console logger.
-        every_steps: put a pipeline into the spool whenever so many steps are done; 0: don't.
+        every_steps: put the pipeline into the spool whenever so many steps are done; 0: don't. It is the one
+            that is trained, also where ``before_to_disk`` gives spaCy another one to save.
         every_seconds: or whenever so much time has passed since the last one; 0: don't.
         spool: its folder, relative to the training's output folder.
         spool_keep: how many entries stay in it, at least 1.
@@ -320,6 +321,9 @@ class _Training:
             self._voice.say_once("nothing saved between evaluations: the training has no output folder")
         elif self._spool is None:
             folder = Path(self._spool_name) if self._output is None else self._output / self._spool_name
+            if self._output is not None and _lies_in_a_checkpoint(folder, self._output):
+                self._voice.say_once(f"nothing saved between evaluations: spaCy itself writes in {folder}")
+                return None
             constants = _Constants(self._nlp, self._kind, self._parts)
             self._spool = _Spool(folder, self._keep, constants, self._voice)
         return self._spool
@@ -357,6 +361,11 @@ class _Training:
             if self._spool is not None:
                 self._spool.close()
         self._voice.total()
+
+
+def _lies_in_a_checkpoint(folder: Path, output: Path) -> bool:
+    inside = os.path.relpath(str(folder), str(output))  # by the names alone: its disk may hang
+    return Path(inside).parts[:1] in {(DIR_MODEL_LAST,), (DIR_MODEL_BEST,)}
 
 
 def _trained(nlp: Language) -> Tuple[Dict[str, Any], List[str]]:

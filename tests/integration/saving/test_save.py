@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +12,11 @@ import spacy
 from spacy.language import Language
 
 from spancat_daemon import save
-from spancat_daemon.errors import Rejected, SpancatDaemonError, UsageError, Vanished
-from spancat_daemon.release import incoming
+from spancat_daemon.errors import Rejected, SpancatDaemonError, UsageError
 from spancat_daemon.release.folder import DeploymentFolder, FolderBusy
 from spancat_daemon.release.history import History
 from spancat_daemon.release.survey import names_in
+from spancat_daemon.saving import publication
 from spancat_daemon.saving.interruptible import Work
 from tests.faults.judge import commits, judge
 from tests.integration.serving.forking import Child
@@ -27,25 +25,10 @@ from tests.pipelines import build, predictions, texts
 from tests.service import Daemon, configure, run, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from spancat_daemon.release.history import Record
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("default", tmp_path_factory.mktemp("saved") / "model")
-
-
-@pytest.fixture(scope="module")
-def nlp(checkpoint: Path) -> Language:
-    """Not to be changed."""
-    return spacy.load(checkpoint)
-
-
-@pytest.fixture
-def deploy(tmp_path: Path) -> Path:
-    return tmp_path / "models/products"
 
 
 def test_a_pipeline_in_memory_goes_live(
@@ -218,6 +201,28 @@ def test_contents_and_kind_of_swap_are_as_they_were(nlp: Language, tmp_path: Pat
     sound(deploy)
 
 
+def test_weights_that_change_meanwhile_are_of_no_generation(
+    checkpoint: Path, deploy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another thread that trains, whose update comes after tok2vec was written, and before spancat."""
+    nlp = spacy.load(checkpoint)
+    tok2vec: Any = nlp.get_pipe("tok2vec")
+    node = next(node for node in tok2vec.model.walk() if node.param_names and node.has_param("W"))
+    write, updates = Language.to_disk, iter([True])
+
+    def writing(self: Language, path: Path) -> None:
+        write(self, path)
+        if next(updates, False):
+            node.set_param("W", node.get_param("W") * 2)
+
+    monkeypatch.setattr(Language, "to_disk", writing)
+    with pytest.raises(SpancatDaemonError, match=r"'tok2vec' changed while .*between two updates"):
+        save(nlp, deploy, verify="structure")
+    assert names_in(deploy / "releases") == names_in(deploy / ".spancat-daemon/incoming") == []
+    made = save(nlp, deploy, verify="structure")
+    assert (made.path / "tok2vec/model").read_bytes() == tok2vec.model.to_bytes()
+
+
 def test_others_are_waited_for(nlp: Language, deploy: Path) -> None:
     folder = DeploymentFolder(deploy)
     folder.prepare()
@@ -293,7 +298,9 @@ def test_a_fork_in_the_midst_keeps_nothing_held(nlp: Language, deploy: Path) -> 
         assert save(nlp, deploy, verify="structure", timeout_s=0).sequence == 1
 
 
-def test_through_the_daemon_on_the_terms_of_its_rule(nlp: Language, tmp_path: Path, deploy: Path) -> None:
+def test_through_the_daemon_on_the_terms_of_its_rule(
+    nlp: Language, tmp_path: Path, deploy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = build("default", tmp_path / "runs/model-best", generation=1)
     config = configure(tmp_path, more="keep = { last = 1 }")
     with Daemon(config) as daemon:
@@ -308,6 +315,10 @@ def test_through_the_daemon_on_the_terms_of_its_rule(nlp: Language, tmp_path: Pa
         for settings in ({"keep": {"last": 9}}, {"verify": "none"}):
             with pytest.raises(UsageError, match="so its rule says what holds, and not"):
                 save(nlp, deploy, **settings)
+        with monkeypatch.context() as patched:
+            patched.setattr(publication, "SAVE", "/v2/save")
+            with pytest.raises(SpancatDaemonError, match="is of another version"):
+                save(nlp, deploy)
         save(nlp, deploy)
         assert len(names_in(deploy / "releases")) == 2
         # What it replaced does not come back by itself
@@ -327,56 +338,3 @@ def test_a_daemon_tells_what_was_saved_without_it(nlp: Language, tmp_path: Path,
         told = daemon.wait_for("release.overwrite", count=3)
     assert [event["release"] for event in told[:2]] == made[1:]
     assert judge(deploy, log=daemon.events) == []
-
-
-@contextmanager
-def _as(user: int) -> Iterator[None]:
-    os.seteuid(user)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user needs root")
-def test_folders_of_others(nlp: Language, tmp_path: Path) -> None:
-    for above in (tmp_path, *tmp_path.parents[:3]):
-        above.chmod(0o755)
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    for folder in (theirs, ours):
-        folder.mkdir()
-    os.chown(theirs, 65534, 65534)
-    with pytest.raises(UsageError, match=r"belongs to nobody.*do this as nobody"):
-        save(nlp, theirs)
-    assert names_in(theirs) == []
-    with _as(65534), pytest.raises(SpancatDaemonError, match=r"Permission denied.*belongs to root"):
-        save(nlp, ours)
-    with _as(65534):
-        assert save(nlp, theirs / "models", verify="structure").sequence == 1
-
-
-class TestIncoming:
-    @pytest.mark.parametrize("name", ["", ".", "..", "../staging", "1-0123456789abcdef/", "one"])
-    def test_takes_no_other_names(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(UsageError, match="is no name of something saved"):
-            incoming.take(tmp_path, name)
-
-    @pytest.mark.parametrize("kind", ["link", "file"])
-    def test_takes_directories_of_its_own_alone(self, tmp_path: Path, kind: str) -> None:
-        path = tmp_path / "1-0123456789abcdef"
-        path.symlink_to("/") if kind == "link" else path.touch()
-        with pytest.raises(UsageError, match="is no directory of its own"):
-            incoming.take(tmp_path, path.name)
-        assert incoming.sweep(tmp_path) == [path.name]
-        assert Path("/usr").exists()
-
-    def test_is_swept_when_nobody_holds_it(self, tmp_path: Path) -> None:
-        first = incoming.make(tmp_path)
-        second = incoming.take(tmp_path, first.name)
-        first.release()
-        assert incoming.sweep(tmp_path) == []
-        second.release()
-        assert incoming.sweep(tmp_path) == [second.name]
-        with pytest.raises(Vanished):
-            incoming.take(tmp_path, first.name)

@@ -9,6 +9,7 @@ import pytest
 import spacy
 
 from tests.integration.serving.publishing import Publisher
+from tests.integration.serving.watching import Told
 from tests.pipelines import build, texts
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from spacy.tokens import Doc
 
+    from spancat_daemon import HotModel
     from spancat_daemon.release.swap import Kind
 
 Answer = dict[str, list[tuple[int, int, str, float]]]
@@ -29,6 +31,11 @@ def answer(doc: Doc) -> Answer:
         spans = zip(group, scores, strict=True)
         found[key] = [(span.start, span.end, span.label_, float(score)) for span, score in spans]
     return found
+
+
+def answers(hot: HotModel) -> list[Answer]:
+    """What it says of all texts."""
+    return [answer(doc) for doc in hot.pipe(texts())]
 
 
 @dataclass(frozen=True)
@@ -68,3 +75,8 @@ def publisher(tmp_path: Path, kind: Kind) -> Publisher:
 def linking(tmp_path: Path) -> Publisher:
     """For what doesn't depend on the kind of swap."""
     return Publisher(tmp_path / "models")
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()

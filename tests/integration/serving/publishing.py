@@ -73,6 +73,10 @@ class Publisher:
             monotonic=time.monotonic,
         )
 
+    def close(self) -> None:
+        """Let go of the folder, so that its file system can be unmounted."""
+        self._history.close()
+
     def prune(self) -> list[str]:
         """Let go of all but the live release, the one before it, and those that are held."""
         verdicts = verdicts_on(self.folder, Keep(last=1), now(), history=self._history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,9 @@ import spacy
 import spancat_daemon
 from spancat_daemon import HotModel, live, load, releases, to_bytes
 from spancat_daemon.errors import SpancatDaemonError
-from spancat_daemon.release import lease
+from spancat_daemon.release import lease, survey
+from spancat_daemon.release.folder import DeploymentFolder
+from spancat_daemon.serving import listing
 from spancat_daemon.verify.digests import digests
 from tests.integration.serving.conftest import Model, answer
 from tests.integration.serving.forking import Child
@@ -28,6 +32,8 @@ from tests.pipelines import texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from spancat_daemon import Release
 
 ROOT = Path(__file__).parents[3]
 Models = tuple[Model, Model]
@@ -52,7 +58,7 @@ def test_the_live_release_or_another(publisher: Publisher, models: Models) -> No
     assert answers(load(publisher.path)) == models[1].answers
     for name in (first.id, first.id[:12], "1", "@1", first):
         assert answers(load(publisher.path, release=name)) == models[0].answers, name
-    assert load(publisher.path, release="1").path == publisher.path / "releases" / first.id
+    assert load(publisher.path, release=1).path == publisher.path / "releases" / first.id
     assert [(release.id, release.live) for release in releases(publisher.path)] == [
         (second.id, True),
         (first.id, False),
@@ -185,6 +191,78 @@ def test_what_it_is_given_is_no_folder_with_a_release(
         live(linking.path)
     with pytest.raises(SpancatDaemonError, match="there is no such folder"):
         releases(tmp_path / "typo")
+
+
+def test_the_first_release_comes_while_it_is_looked_for(
+    linking: Publisher, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = survey.live_of
+
+    def published_then(folder: Path) -> Any:
+        found = look(folder)
+        if found is None:
+            linking.publish(models[0].path)
+        return found
+
+    monkeypatch.setattr(listing, "live_of", published_then)
+    assert live(linking.path) is None
+    found = live(linking.path)
+    assert found is not None
+    assert found.sequence == 1
+
+
+def test_a_release_that_moves_between_being_found_and_held(
+    publisher: Publisher, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (publisher.publish(model.path) for model in models)
+    find, swaps = DeploymentFolder.find, iter([first, second, first])
+
+    def found_then(folder: DeploymentFolder, name: str) -> Release:
+        found = find(folder, name)
+        if (other := next(swaps, None)) is not None:
+            publisher.go_to(other)  # as "exchange" it lies elsewhere then
+        return found
+
+    monkeypatch.setattr(DeploymentFolder, "find", found_then)
+    assert answers(load(publisher.path, release=first.id)) == models[0].answers
+    assert answers(load(publisher.path, release=second.id)) == models[1].answers
+
+
+def test_a_release_that_is_pruned_between_being_found_and_held(
+    publisher: Publisher, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publisher.publish(models[0].path)
+    publisher.publish_fake()
+    publisher.publish_fake()
+    find = DeploymentFolder.find
+
+    def found_then(folder: DeploymentFolder, name: str) -> Release:
+        found = find(folder, name)
+        assert publisher.prune() == [first.id]
+        return found
+
+    monkeypatch.setattr(DeploymentFolder, "find", found_then)
+    with pytest.raises(SpancatDaemonError, match=f"there is no release '{first.id}'; the newest are"):
+        load(publisher.path, release=first.id)
+
+
+def test_a_process_that_keeps_readers_out_is_said(
+    linking: Publisher, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is stopped in the midst of pruning; what hangs for ever tells nobody why."""
+    release = linking.publish(models[0].path)
+    descriptors = open_descriptors()
+    with (release.path / "release.json").open() as manifest:
+        fcntl.flock(manifest, fcntl.LOCK_EX)
+        with monkeypatch.context() as patched:
+            patched.setattr(lease, "_TURNS", 2)
+            said = r"can't be read: a process has an exclusive lock on release\.json"
+            with pytest.raises(SpancatDaemonError, match=said):
+                load(linking.path)
+        threading.Timer(0.05, fcntl.flock, (manifest, fcntl.LOCK_UN)).start()
+        assert load(linking.path).path == release.path
+    gc.collect()
+    assert open_descriptors() == descriptors
 
 
 def test_a_damaged_manifest(publisher: Publisher, models: Models) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import spacy
+import srsly
 
 from spancat_daemon import load, load_bytes, to_bytes
 from spancat_daemon.errors import SpancatDaemonError
@@ -16,6 +18,7 @@ from tests.integration.serving.conftest import Model, answer
 from tests.pipelines import build, model_bytes, predictions, texts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.integration.serving.publishing import Publisher
@@ -34,7 +37,7 @@ def test_bytes_of_a_release_predict_what_it_does(publisher: Publisher, models: M
     release = publisher.publish(models[0].path)
     data = (release.path / "model.bin").read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
-    for given in (data, memoryview(data), release.path / "model.bin"):
+    for given in (data, memoryview(data), release.path / "model.bin", f"{release.path}/model.bin"):
         nlp = load_bytes(given, like=release, sha256=sha256)
         assert [answer(nlp(text)) for text in texts()] == models[0].answers
     publisher.publish(models[1].path)  # as "exchange" moves the release, it is found by its id
@@ -62,6 +65,53 @@ def test_weights_that_were_trained_further(linking: Publisher, tmp_path: Path) -
     nlp.to_disk(tmp_path / "saved")
     assert predictions(tmp_path / "saved", texts()) == predictions(after, texts())
     assert predictions(after, texts()) != predictions(release.path, texts())
+
+
+def _narrow(array: Any) -> Any:
+    return array[..., :-1].copy()
+
+
+def _doubles(array: Any) -> Any:
+    return array.astype("float64")
+
+
+def _no_array(_array: Any) -> Any:
+    return "three"
+
+
+def _diverged(array: Any) -> Any:
+    return array * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_narrow, r"not of a model built as 'spancat' of .* is: 'W' of its layer .* is float32 of shape \("),
+        (_doubles, r"not of a model built as 'spancat' of .* is: 'W' of its layer .* is float64 of shape \("),
+        (_no_array, r"not of a model built as 'spancat' of .* is: 'W' of its layer .* is <U5 of shape"),
+        (
+            _diverged,
+            r"can't predict: 'W' of its layer .* has values that are no finite numbers",
+        ),
+    ],
+)
+def test_weights_that_thinc_takes_and_no_text_can_be_predicted_with(
+    linking: Publisher, models: Models, change: Callable[[Any], Any], reason: str
+) -> None:
+    release = linking.publish(models[0].path)
+    content: Any = srsly.msgpack_loads((release.path / "model.bin").read_bytes())  # type: ignore[attr-defined]
+    parameters = next(each for each in content["params"] if each.get("W") is not None)
+    parameters["W"] = change(parameters["W"])
+    data = srsly.msgpack_dumps(content)  # type: ignore[attr-defined]
+    spacy.load(release.path).get_pipe("spancat").model.from_bytes(data)  # type: ignore[attr-defined]
+    assert re.search(reason, refused(data, release))
+    assert not lease.is_leased(release.path)
+
+
+def test_what_is_no_pipeline_has_no_bytes() -> None:
+    nothing: Any = "runs/model-best"
+    with pytest.raises(TypeError, match="nlp must be a pipeline of spaCy"):
+        to_bytes(nothing)
 
 
 def test_each_row_of_the_recipe(linking: Publisher, models: Models, tmp_path: Path) -> None:

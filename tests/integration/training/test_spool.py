@@ -97,6 +97,14 @@ def test_a_spool_elsewhere_for_a_training_that_saves_nothing(tmp_path: Path) -> 
     assert [whole(entry)["step"] for entry in entries(tmp_path / "elsewhere")][-1] == 10
 
 
+@pytest.mark.parametrize("spool", ["model-last", "x/../model-best/spool"])
+def test_a_spool_in_what_spacy_deletes_is_refused(tmp_path: Path, spool: str, plain: dict[str, str]) -> None:
+    done = trained(tmp_path / "output", Watcher(), {**SPOOL, "spool": spool})
+    assert done.raised is None
+    assert done.result() == plain
+    assert "nothing saved between evaluations: spaCy itself writes in " in done.stderr
+
+
 def test_a_clock_that_was_set_back_makes_no_older_entries(tmp_path: Path) -> None:
     new = tmp_path / "output/spool/new"
     ahead = new / "29991231T235959.999999Z-000000100-1"
