@@ -180,7 +180,7 @@ class Service:
         ending.callback(self._scrubber.stop)
         self._follow(hold=False)
         for deployment in self.holdings.all():
-            self.dispatcher.flag(deployment.target.rule, "startup")
+            self.dispatcher.flag(deployment.target.rule, "startup", routine=True)
         self._lookout.ask_overdue()
         self.dispatcher.turn()
         self.log.info("daemon.ready", rules=len(self.holdings.all()), pid=os.getpid())
@@ -211,7 +211,7 @@ class Service:
                 self._follow(hold=False)
                 for deployment in self.holdings.all():
                     if deployment.target.watch.on_change:
-                        self._flag_changed(deployment.target.rule)
+                        self._flag_changed(deployment.target.rule, routine=True)
             self._next_reconcile_s = now + self.configuration.daemon.reconcile_every
         if now >= self._next_canary_s:
             self._next_canary_s = now + CANARY_EVERY_S
@@ -242,8 +242,8 @@ class Service:
         for rule, force in asked.due:
             self.dispatcher.flag(rule, "schedule", forced=force)
 
-    def _flag_changed(self, rule: str) -> None:
-        self.dispatcher.flag(rule, self._lookout.trigger(rule))
+    def _flag_changed(self, rule: str, *, routine: bool = False) -> None:
+        self.dispatcher.flag(rule, self._lookout.trigger(rule), routine=routine)
 
     def _feed_watchdog(self, now: float) -> None:
         if self._feed_every_s is None or now < self._next_feed_s:
