@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spancat_daemon.config.patterns import wildcards
 from spancat_daemon.deploying.deployment import Deployment
 from spancat_daemon.deploying.whereabouts import Whereabouts
 
@@ -78,6 +79,8 @@ class Holdings:
             resumes=True,
             whereabouts=Whereabouts(self._state_dir, target.deploy),
             control=self._control,
+            # A match of a glob may be a training that only began, one of thousands.
+            made_late=bool(wildcards(target.watch.source)),
         )
 
     def follow(

@@ -68,6 +68,11 @@ class Whereabouts:
         self._place: Place | None = None
         self._known: tuple[Place, int, str] | None = None
 
+    @property
+    def known(self) -> bool:
+        """Whether anything is remembered, or something that can't be read."""
+        return os.path.lexists(self.path)
+
     def check(self, folder: DeploymentFolder) -> None:
         """Look whether the folder, which is about to be held, is where it was; nothing was made in it yet.
 
