@@ -20,7 +20,7 @@ from spancat_daemon.deploying.deployment import Result
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from spancat_daemon.deploying.deployment import Deployment
+    from spancat_daemon.daemon.holdings import Held
     from spancat_daemon.deploying.snapshot import Trigger
     from spancat_daemon.observe.logs import Logger
 
@@ -81,7 +81,7 @@ class Dispatcher:
     _mutex: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
 
-    def keep(self, deployments: Iterable[Deployment]) -> None:
+    def keep(self, deployments: Iterable[Held]) -> None:
         """Makes `deployments` the ones that are served; others' flags are dropped, their waiters told."""
         wanted = {deployment.target.rule: deployment for deployment in deployments}
         with self._mutex:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from spancat_daemon.checkpoint.tree import Tree
-    from spancat_daemon.deploying.deployment import Deployment, Result
+    from spancat_daemon.daemon.holdings import Held
+    from spancat_daemon.deploying.deployment import Result
     from spancat_daemon.deploying.snapshot import Trigger
 
 RANK: dict[Trigger, int] = {"startup": 0, "change": 1, "schedule": 2, "signal": 3, "manual": 4}
@@ -77,7 +78,7 @@ class Lane:
         ticket: its place in the agenda; 0: it has none.
     """
 
-    deployment: Deployment
+    deployment: Held
     flag: Flag | None = None
     running: Flag | None = None
     due_s: float | None = None

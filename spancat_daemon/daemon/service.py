@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from spancat_daemon.config.model import Configuration
+    from spancat_daemon.daemon.holdings import Held
     from spancat_daemon.deploying.deployment import Deployment
     from spancat_daemon.release.folder import Release
     from spancat_daemon.verify.digests import Finding
@@ -96,7 +97,7 @@ class Service:
         self._lookout = Lookout(wake=self.wake, log=self.log, state_dir=configuration.daemon.state_dir)
         self.schedule = self._lookout.schedule
         self._scrubber = Scrubber(
-            deployments=self.holdings.all,
+            deployments=self.holdings.opened,
             state_path=configuration.daemon.state_dir / "scrub.json",
             on_corrupted=self._corrupted,
             on_unreadable=self._unreadable_release,
@@ -183,7 +184,7 @@ class Service:
             self.dispatcher.flag(deployment.target.rule, "startup", routine=True)
         self._lookout.ask_overdue()
         self.dispatcher.turn()
-        self.log.info("daemon.ready", rules=len(self.holdings.all()), pid=os.getpid())
+        self.log.info("daemon.ready", rules=len(self.holdings), pid=os.getpid())
         systemd.notify_ready(self._summary())
 
     def _listen(self, configuration: Configuration) -> ControlServer:
@@ -265,7 +266,7 @@ class Service:
         return self._output.dropped
 
     def _summary(self) -> str:
-        held = self.holdings.all()
+        held = self.holdings
         refused = "; the last reload was refused" if self._reload_refused else ""
         return f"watching {len(held)} checkpoint{'' if len(held) == 1 else 's'}{refused}"
 
@@ -277,7 +278,7 @@ class Service:
         hold: bool,
         configuration: Configuration | None = None,
         vanished: Literal["stay", "go"] = "go",
-    ) -> Sequence[Deployment]:
+    ) -> Sequence[Held]:
         """Makes what is watched, scheduled and deployed agree with a configuration; the new before the old.
 
         Args:

@@ -71,7 +71,6 @@ class Deployment:
         whereabouts: Whereabouts | None = None,
         control: Path | None = None,
         is_the_log: bool = True,
-        made_late: bool = False,
     ) -> None:
         """Prepares to hold a folder.
 
@@ -90,7 +89,6 @@ class Deployment:
             whereabouts: what is remembered of where the folder lies, if anything.
             control: the socket that whoever finds the folder held can ask at.
             is_the_log: whether `log` is the one that is to tell each swap once.
-            made_late: whether a missing folder is made no sooner than there is something to release.
         """
         self.target = target
         self.folder = DeploymentFolder(target.deploy)
@@ -150,12 +148,7 @@ class Deployment:
             tools=self._tools,
         )
         self._saves = Saves(place)
-        self._looking = Looking(
-            place,
-            held=self._held,
-            live_id=self.live_id,
-            to_be_made=self._holding.is_to_be_made if made_late else lambda: False,
-        )
+        self._looking = Looking(place, held=self._held, live_id=self.live_id)
 
     def __enter__(self) -> Self:
         self.hold()

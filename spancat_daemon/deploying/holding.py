@@ -104,20 +104,6 @@ class Holding:
                 self._chronicle.held_anew(self._history.live)
             return True
 
-    def is_to_be_made(self) -> bool:
-        """Whether there is no folder, and never was one as far as is known: nothing in it to be looked after.
-
-        Raises:
-            OSError: that can't be seen.
-        """
-        if self._history is not None or (self._whereabouts is not None and self._whereabouts.known):
-            return False
-        try:
-            self._folder.path.lstat()
-        except FileNotFoundError:
-            return True
-        return False
-
     def reachable_at(self, control: Path) -> None:
         """Tells those who find the folder held where its holder can be asked from now on."""
         self._control = control

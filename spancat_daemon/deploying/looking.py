@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from spancat_daemon.checkpoint.settle import Unsettled, examine
-from spancat_daemon.checkpoint.spool import open_checkpoint
+from spancat_daemon.checkpoint.settle import Unsettled
 from spancat_daemon.deploying.refusal import LIMIT_AGAIN_S, Refusal, Refused, Underivable
 from spancat_daemon.deploying.snapshot import Known, Request, Unchanged, take
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, Vanished
@@ -54,12 +53,7 @@ class Looking:
     """Takes a rule's checkpoint into production, judging the same files once; any thread may ask for it."""
 
     def __init__(
-        self,
-        place: Workplace,
-        *,
-        held: Callable[[], History],
-        live_id: Callable[[], str | None],
-        to_be_made: Callable[[], bool],
+        self, place: Workplace, *, held: Callable[[], History], live_id: Callable[[], str | None]
     ) -> None:
         """Knows nothing yet.
 
@@ -67,12 +61,10 @@ class Looking:
             place: where releases are made.
             held: the history of the folder, once that is held and no swap is left to be concluded.
             live_id: id of the live release; None if there is none, or the folder can't be read.
-            to_be_made: whether there is no folder, and none is wanted before there is something to release.
         """
         self._place = place
         self._held = held
         self._live_id = live_id
-        self._to_be_made = to_be_made
         self._known = Known()
         self._known_of: Target | None = None
         self._judged: Tree | None = None
@@ -88,7 +80,17 @@ class Looking:
         request = Request(trigger, force, place.tools.monotonic() if since_s is None else since_s)
         with place.alone:
             try:
-                return self._looked(request)
+                history = self._held()
+                if not request.explicit and (waits_for := place.on_probation()) is not None:
+                    return Result(
+                        "probation", waits_for, f"{waits_for} is on probation; --force does not wait for it"
+                    )
+                try:
+                    return self._taken(request, history)
+                except Lacking:
+                    if not place.make_room():
+                        raise
+                    return self._taken(request, history)
             except Vanished as error:
                 return self._result("vanished", error)
             except Moved as error:
@@ -101,27 +103,13 @@ class Looking:
                 reason = place.chronicle.failed(error, trigger)
                 return Result("failed", self._live_id(), reason, tree=self._judged)
 
-    def _looked(self, request: Request) -> Result:
-        place = self._place
-        if self._to_be_made() and (found := self._glance()) is not None:
-            return self._unsettled(found, None)
-        history = self._held()
-        if not request.explicit and (waits_for := place.on_probation()) is not None:
-            return Result(
-                "probation", waits_for, f"{waits_for} is on probation; --force does not wait for it"
-            )
-        try:
-            return self._taken(request, history)
-        except Lacking:
-            if not place.make_room():
-                raise
-            return self._taken(request, history)
-
     def _taken(self, request: Request, history: History) -> Result:
-        place, target = self._place, self._target()
+        place, target = self._place, self._place.target()
         self._judged = None
         # Before they are read: what changes meanwhile was not asked.
         self._judged_by = stamps_of(target.watch)
+        if target != self._known_of:
+            self._known_of, self._known = target, Known()
         outcome = take(
             request,
             target,
@@ -136,7 +124,17 @@ class Looking:
             ),
         )
         if isinstance(outcome, Unsettled):
-            return self._unsettled(outcome, self._live_id())
+            if outcome.tree != self._known.glimpse:
+                now_s = place.tools.monotonic()
+                self._known = replace(self._known, glimpse=outcome.tree, glimpsed_s=now_s)
+            return Result(
+                "unsettled",
+                self._live_id(),
+                outcome.reason,
+                retry_after_s=outcome.retry_after_s,
+                kind=outcome.kind,
+                tree=outcome.tree,
+            )
         if isinstance(outcome, Unchanged):
             self._known = Known(live=(outcome.tree, outcome.live))
             place.chronicle.unchanged(request, outcome)
@@ -144,44 +142,6 @@ class Looking:
         self._known = Known(live=(outcome.tree, outcome.swapped.release.id))
         place.published(outcome.swapped.record)
         return Result("published", outcome.swapped.release.id, tree=outcome.tree)
-
-    def _glance(self) -> Unsettled | None:
-        """What keeps a checkpoint from being taken; None: nothing that can be seen without copying it.
-
-        Raises:
-            Vanished, Moved, Rejected: as `take`.
-        """
-        watch, known, tools = self._target().watch, self._known, self._place.tools
-        with open_checkpoint(self._place.target().source, writer=watch.writer) as source:
-            found = examine(
-                source,
-                writer=watch.writer,
-                settle_s=watch.settle,
-                now_ns=tools.now_ns,
-                previous=known.glimpse,
-                unchanged_s=tools.monotonic() - known.glimpsed_s if known.glimpse is not None else None,
-            )
-        return found if isinstance(found, Unsettled) else None
-
-    def _target(self) -> Target:
-        """The target as it is now; what is known of another one says nothing of it."""
-        target = self._place.target()
-        if target != self._known_of:
-            self._known_of, self._known = target, Known()
-        return target
-
-    def _unsettled(self, found: Unsettled, live: str | None) -> Result:
-        if found.tree != self._known.glimpse:
-            now_s = self._place.tools.monotonic()
-            self._known = replace(self._known, glimpse=found.tree, glimpsed_s=now_s)
-        return Result(
-            "unsettled",
-            live,
-            found.reason,
-            retry_after_s=found.retry_after_s,
-            kind=found.kind,
-            tree=found.tree,
-        )
 
     def _rejected(self, error: Rejected, request: Request) -> Result:
         self._place.chronicle.rejected(error, request, self._judged)

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def lane(name: str, *, due_s: float | None = None, routine: bool = False) -> Lane:
-    deployment = cast("Deployment", SimpleNamespace(name=name))
+    deployment = cast("Deployment", SimpleNamespace(target=SimpleNamespace(rule=name)))
     return Lane(deployment, flag=Flag("change", forced=False, since_s=0.0, routine=routine), due_s=due_s)
 
 
 def turns(agenda: Agenda, now_s: float) -> list[str]:
     names = []
     while (following := agenda.next(now_s)) is not None:
-        names.append(str(following.deployment.name))  # type: ignore[attr-defined]  # the stand-in's
+        names.append(following.deployment.target.rule)
     return names
 
 
