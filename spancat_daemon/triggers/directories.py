@@ -187,11 +187,14 @@ class Directories:
         """
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
+        entered = -1
         while True:
             directory = self._by_wd.get(self._by_identity.get(identity, -1))
             if directory is None or interest.mask & ~directory.mask:
                 directory = self._watch(fd, identity, interest.mask | (directory.mask if directory else 0))
             before = directory.interests.get(key)
+            if before is None:
+                entered = directory.wd
             wanted = interest if before is None else before | interest
             if wanted != before:
                 directory.interests[key] = wanted
@@ -199,9 +202,10 @@ class Directories:
             # either it saw this interest, or this sees that another directory has the inode number now.
             if self._by_identity.get(identity) == directory.wd:
                 break
-        if before is None:
+        new = entered == directory.wd
+        if new:
             self._by_key.setdefault(key, []).append(directory.wd)
-        return directory.wd, before is None
+        return directory.wd, new
 
     def keep_only(self, key: str, interests: dict[int, Interest]) -> bool:
         """Ends what `key` held beyond `interests` (by watch descriptor); says whether anything went."""
