@@ -69,12 +69,14 @@ class Dispatcher:
         monotonic: seconds that never step.
         wake: makes the service's loop call :meth:`turn` soon; called from any thread.
         log: where a torn or vanished checkpoint is reported.
+        ended: how many snapshots came to their end, whatever became of them.
     """
 
     workers: int
     monotonic: Callable[[], float]
     wake: Callable[[], None]
     log: Logger
+    ended: int = 0
     _lanes: dict[str, Lane] = field(default_factory=dict)
     _agenda: Agenda = field(default_factory=Agenda)
     _running: set[Lane] = field(default_factory=set)
@@ -140,6 +142,11 @@ class Dispatcher:
                 self._begin(lane, now)
             soonest = self._agenda.soonest_s()
         return None if soonest is None else max(soonest - now, 0.0)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no snapshot is under way."""
+        return not self._running
 
     def status(self, rule: str) -> LaneStatus:
         """What a target is doing."""
@@ -224,6 +231,7 @@ class Dispatcher:
         with self._mutex:
             lane.running = None
             self._running.discard(lane)
+            self.ended += 1
             if lane.served:
                 self._settle_up(lane, flag, result)
                 self._agenda.enter(lane)

@@ -27,6 +27,7 @@ from spancat_daemon.daemon.dispatch import Dispatcher
 from spancat_daemon.daemon.holdings import Holdings
 from spancat_daemon.daemon.requests import Requests
 from spancat_daemon.daemon.scrub import Scrubber
+from spancat_daemon.daemon.sparing import give_back
 from spancat_daemon.daemon.watching import Lookout
 from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
 from spancat_daemon.observe import logs, systemd
@@ -80,6 +81,7 @@ class Service:
         self._reload_refused = False
         self._reloads: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
         self._next_check_s = self._next_canary_s = self._next_reconcile_s = self._next_feed_s = 0.0
+        self._given_back = -1  # after so many snapshots; what the start itself freed goes back, too
         interval_s = systemd.watchdog_interval_s()
         self._feed_every_s = interval_s / 3 if interval_s else None
         self._loaders = WarmLoaders(at_most=_loaders_for(configuration))
@@ -207,6 +209,9 @@ class Service:
             self._next_check_s = now + CHECK_EVERY_S
             self._lookout.check()
             self._loaders.reap()
+            if self.dispatcher.at_rest and self.dispatcher.ended != self._given_back:
+                self._given_back = self.dispatcher.ended
+                give_back()
         if now >= self._next_reconcile_s:
             if self._next_reconcile_s:
                 self._follow(hold=False)
