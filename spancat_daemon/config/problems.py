@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
@@ -101,6 +100,8 @@ def _excerpt(text: str, index: int) -> tuple[str, str]:
 
 def _visible(character: str) -> str:
     """Control characters, and those that turn the direction of text, must not reach a terminal."""
+    import unicodedata  # noqa: PLC0415  # 0.7 MB, for a configuration that is wrong
+
     hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and character != "\t"
     return "\N{REPLACEMENT CHARACTER}" if hidden else character
 
@@ -108,6 +109,8 @@ def _visible(character: str) -> str:
 def _blank(character: str) -> str:
     if character == "\t":
         return "\t"
+    import unicodedata  # noqa: PLC0415  # as above
+
     if unicodedata.combining(character):
         return ""
     return "  " if unicodedata.east_asian_width(character) in "WF" else " "

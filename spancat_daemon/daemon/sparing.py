@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -23,20 +22,15 @@ _ARENA_MAX: Final = -8  # M_ARENA_MAX, see mallopt(3)
 
 
 class _Postponed(ModuleType):
-    """Stands for a package until somebody wants more of it than it was given: then that is imported."""
+    """What is imported in place of a module; whoever wants more than it was given gets the real one's."""
 
     def __init__(self, name: str, **given: Any) -> None:
         super().__init__(name)
-        self.__spec__ = importlib.util.find_spec(name)
-        if self.__spec__ is not None and self.__spec__.submodule_search_locations is not None:
-            self.__path__ = self.__spec__.submodule_search_locations  # its modules can be imported as ever
         vars(self).update(given)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system asks of any module
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
 
@@ -46,17 +40,32 @@ def spare() -> None:
     * structlog imports rich, if it is there, for tracebacks that the log has its own form of: 4 MB.
     * structlog and APScheduler import asyncio, for loggers and jobs that await, of which there are none:
       2 MB. Whoever uses it does get it.
-    * pydantic searches all that is installed for plugins, and imports what reads their descriptions: 2 MB.
+    * pydantic and APScheduler search all that is installed for plugins, and import what reads descriptions of
+      packages: 2 MB, and a tenth of a second. A daemon has no plugins.
+    * APScheduler imports pools of processes: 1 MB. It gets an executor from `triggers.schedule`.
     * glibc's malloc gives threads an arena each, which keep what was freed in them: 3 MB. Snapshots are few
       at a time, and allocate little.
     """
     _keep_to_one_arena()
-    if "asyncio" not in sys.modules:
-        # APScheduler asks of each job whether it is one to be awaited
-        sys.modules["asyncio"] = _Postponed("asyncio", iscoroutinefunction=inspect.iscoroutinefunction)
-    with _without("rich"), _environment("PYDANTIC_DISABLE_PLUGINS", "__all__"):
-        importlib.import_module("structlog")
-        importlib.import_module("spancat_daemon.config.load")
+    # APScheduler asks of each job whether it is one to be awaited
+    without_loops = _Postponed("asyncio", iscoroutinefunction=inspect.iscoroutinefunction)
+    without_plugins = _Postponed(
+        "importlib.metadata",
+        entry_points=lambda **_: (),
+        version=lambda _name: "3",  # APScheduler's own, which nobody asks
+        PackageNotFoundError=ImportError,
+    )
+    without_pools = ModuleType("apscheduler.executors.pool")
+    vars(without_pools)["ThreadPoolExecutor"] = None
+    with (
+        _instead("rich", None),
+        _instead("asyncio", without_loops),
+        _instead("importlib.metadata", without_plugins),
+        _instead("apscheduler.executors.pool", without_pools),
+        _environment("PYDANTIC_DISABLE_PLUGINS", "__all__"),
+    ):
+        for name in ("structlog", "apscheduler.schedulers.background", "spancat_daemon.config.load"):
+            importlib.import_module(name)
 
 
 def give_back() -> None:
@@ -71,16 +80,16 @@ def _keep_to_one_arena() -> None:
 
 
 @contextlib.contextmanager
-def _without(name: str) -> Iterator[None]:
-    """As if a package were not installed."""
+def _instead(name: str, stand_in: ModuleType | None) -> Iterator[None]:
+    """Has imports of a module that was not imported yet find something else, or with None no such module."""
     if name in sys.modules:
         yield
         return
-    sys.modules[name] = None  # type: ignore[assignment]  # see the import system's reference, 5.3.1
+    sys.modules[name] = stand_in  # type: ignore[assignment]  # None: the import system's reference, 5.3.1
     try:
         yield
     finally:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager
