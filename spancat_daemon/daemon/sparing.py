@@ -18,6 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_LIBRARIES: Final = (
+    "structlog",
+    "apscheduler.schedulers.background",
+    "watchdog.observers.inotify_c",
+    "spancat_daemon.config.load",  # pydantic, which looks for plugins when it is first used
+)
 _ARENA_MAX: Final = -8  # M_ARENA_MAX, see mallopt(3)
 
 
@@ -42,7 +48,9 @@ def spare() -> None:
       2 MB. Whoever uses it does get it.
     * pydantic and APScheduler search all that is installed for plugins, and import what reads descriptions of
       packages: 2 MB, and a tenth of a second. A daemon has no plugins.
-    * APScheduler imports pools of processes: 1 MB. It gets an executor from `triggers.schedule`.
+    * APScheduler imports pools of processes and the names that other systems have for time zones: 1 MB. It
+      gets an executor and a zone from `triggers.schedule`.
+    * watchdog imports what finds libraries for ctypes, and that what packs archives: 1 MB.
     * glibc's malloc gives threads an arena each, which keep what was freed in them: 3 MB. Snapshots are few
       at a time, and allocate little.
     """
@@ -62,10 +70,17 @@ def spare() -> None:
         _instead("asyncio", without_loops),
         _instead("importlib.metadata", without_plugins),
         _instead("apscheduler.executors.pool", without_pools),
+        _instead("tzlocal", _Postponed("tzlocal", get_localzone=_local_zone)),
+        _instead("shutil", _Postponed("shutil")),
+        _instead("tempfile", _Postponed("tempfile")),
         _environment("PYDANTIC_DISABLE_PLUGINS", "__all__"),
     ):
-        for name in ("structlog", "apscheduler.schedulers.background", "spancat_daemon.config.load"):
+        for name in _LIBRARIES:
             importlib.import_module(name)
+
+
+def _local_zone() -> Any:
+    return importlib.import_module("tzlocal").get_localzone()
 
 
 def give_back() -> None:
