@@ -31,6 +31,7 @@ from spancat_daemon.daemon.sparing import give_back
 from spancat_daemon.daemon.watching import Lookout
 from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
 from spancat_daemon.observe import logs, systemd
+from spancat_daemon.release import manifest
 from spancat_daemon.verify.warm import WarmLoaders
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Service:
         self._reload_refused = False
         self._reloads: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
         self._next_check_s = self._next_canary_s = self._next_reconcile_s = self._next_feed_s = 0.0
+        self._ended_at_check = 0
         self._given_back = -1  # after so many snapshots; what the start itself freed goes back, too
         interval_s = systemd.watchdog_interval_s()
         self._feed_every_s = interval_s / 3 if interval_s else None
@@ -209,9 +211,7 @@ class Service:
             self._next_check_s = now + CHECK_EVERY_S
             self._lookout.check()
             self._loaders.reap()
-            if self.dispatcher.at_rest and self.dispatcher.ended != self._given_back:
-                self._given_back = self.dispatcher.ended
-                give_back()
+            self._give_back_if_at_rest()
         if now >= self._next_reconcile_s:
             if self._next_reconcile_s:
                 self._follow(hold=False)
@@ -229,6 +229,15 @@ class Service:
             ticks.append(self._next_feed_s)
         wait_s = min(tick - time.monotonic() for tick in ticks)
         self._wait(wait_s if due_in_s is None else min(wait_s, due_in_s))
+
+    def _give_back_if_at_rest(self) -> None:
+        """What a burst of snapshots took of memory, once none has ended since the last check."""
+        ended, before = self.dispatcher.ended, self._ended_at_check
+        self._ended_at_check = ended
+        if ended == before != self._given_back and self.dispatcher.at_rest:
+            self._given_back = ended
+            manifest.forget()
+            give_back()
 
     def _wait(self, timeout_s: float) -> None:
         try:
