@@ -6,7 +6,6 @@ import errno
 import http
 import os
 import socket
-import ssl
 import threading
 import time
 from contextlib import suppress
@@ -179,6 +178,8 @@ class _Attempt:
 
     def _send(self) -> Exchange:
         # Here and not above: a daemon that never sends a request does without it.
+        import ssl  # noqa: PLC0415
+
         import httpx  # noqa: PLC0415
 
         request = httpx.Request(
@@ -208,7 +209,9 @@ def _failure(error: Exception) -> Exchange:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
-    import httpx  # noqa: PLC0415  # as above
+    import ssl  # noqa: PLC0415  # as above
+
+    import httpx  # noqa: PLC0415
 
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):

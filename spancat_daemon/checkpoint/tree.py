@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -317,9 +316,7 @@ class Source:
 
     def _check_name(self, path: str, name: str) -> None:
         # A single character class test for the usual case; the slow look only decides about the unusual.
-        if not name.isprintable() and any(
-            unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in name
-        ):
+        if not name.isprintable() and _holds_controls(name):
             raise Rejected(
                 "has a name that is not valid UTF-8 or holds control characters",
                 where=self._where(path),
@@ -374,3 +371,9 @@ def _give_up(error: OSError, where: str) -> NoReturn:
     if error.errno in {errno.EACCES, errno.EPERM}:
         hint = "give the daemon's user the right to read it"
     raise Rejected(f"can't be read: {error.strerror}", where=where, hint=hint) from error
+
+
+def _holds_controls(name: str) -> bool:
+    import unicodedata  # noqa: PLC0415  # 0.7 MB, for names that hardly any checkpoint has
+
+    return any(unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} for character in name)

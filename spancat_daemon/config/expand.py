@@ -115,6 +115,10 @@ def _target(watch: Watch, names: tuple[str, ...]) -> Target:
 
 def _filled(watch: Watch, names: tuple[str, ...]) -> Watch:
     """The rule with what its wildcards matched in the paths of its tables; itself if that changes nothing."""
+    signals = [step.signal for step in watch.after if isinstance(step, SendSignal)]
+    paths = [watch.verify.probes, watch.verify.gold, *(signal.pidfile for signal in signals)]
+    if not any("{" in str(path) for path in paths):  # as of nearly all rules: thousands of matches share it
+        return watch
 
     def fill(path: Path | None) -> Path | None:
         return path and Path(patterns.fill_deploy(str(path), names))

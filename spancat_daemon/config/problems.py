@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from spancat_daemon.errors import UsageError
@@ -74,6 +72,8 @@ class ConfigurationError(UsageError):
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """``"; did you mean 'x'?"`` if one of the known names is close, else ``""``."""
+    from difflib import get_close_matches  # noqa: PLC0415  # for a configuration that is wrong
+
     close = get_close_matches(name.lower(), known, n=1, cutoff=0.6) or get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -101,6 +101,8 @@ def _excerpt(text: str, index: int) -> tuple[str, str]:
 
 def _visible(character: str) -> str:
     """Control characters, and those that turn the direction of text, must not reach a terminal."""
+    import unicodedata  # noqa: PLC0415  # 0.7 MB, for a configuration that is wrong
+
     hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and character != "\t"
     return "\N{REPLACEMENT CHARACTER}" if hidden else character
 
@@ -108,6 +110,8 @@ def _visible(character: str) -> str:
 def _blank(character: str) -> str:
     if character == "\t":
         return "\t"
+    import unicodedata  # noqa: PLC0415  # as above
+
     if unicodedata.combining(character):
         return ""
     return "  " if unicodedata.east_asian_width(character) in "WF" else " "

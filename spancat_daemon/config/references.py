@@ -7,7 +7,6 @@ back to one does not: a probes file with a slip in it must not stand in the way 
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import zlib
 from pathlib import Path
@@ -58,6 +57,8 @@ def depends_on_match(watch: Watch, path: Path | None) -> bool:
 def unusable_program(program: str) -> str:
     """Why a program can't be run; empty if it can."""
     if "/" not in program:
+        import shutil  # noqa: PLC0415  # brings what packs archives
+
         return "" if shutil.which(program) else f"there is no {program!r} on $PATH"
     try:
         mode = Path(program).stat().st_mode

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+import time
+from typing import TYPE_CHECKING, TypeAlias
 
+from spancat_daemon.checkpoint.settle import file_clock_ns
+from spancat_daemon.config.patterns import wildcards
 from spancat_daemon.deploying.deployment import Deployment
-from spancat_daemon.deploying.whereabouts import Whereabouts
+from spancat_daemon.deploying.prospect import Prospect
+from spancat_daemon.deploying.whereabouts import Whereabouts, is_remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,9 +20,12 @@ if TYPE_CHECKING:
     from spancat_daemon.observe.logs import Logger
     from spancat_daemon.verify.warm import WarmLoaders
 
+Held: TypeAlias = Deployment | Prospect
+"""What stands for a deployment folder."""
+
 
 class Holdings:
-    """One :class:`Deployment` per deployment folder: a rule's new settings keep its folder held."""
+    """One deployment per folder, or the prospect of one: a rule's new settings keep its folder held."""
 
     def __init__(
         self,
@@ -45,19 +53,28 @@ class Holdings:
         self._wake = wake
         self._state_dir = state_dir
         self._control = control
-        self._by_folder: dict[Path, Deployment] = {}
+        self._opening = threading.Lock()
+        self._by_folder: dict[Path, Held] = {}
 
-    def all(self) -> list[Deployment]:
-        """Every deployment that is held or waits to be."""
+    def __len__(self) -> int:
+        return len(self._by_folder)
+
+    def all(self) -> list[Held]:
+        """Every deployment that is held or waits to be, and every prospect."""
         return list(self._by_folder.values())
+
+    def opened(self) -> list[Deployment]:
+        """Every deployment that is held or waits to be."""
+        found = (held.opened if isinstance(held, Prospect) else held for held in self.all())
+        return [deployment for deployment in found if deployment is not None]
 
     def by_rule(self, rule: str) -> Deployment | None:
         """The deployment of a rule, or of one match of a globbed rule."""
-        return next((held for held in self.all() if held.target.rule == rule), None)
+        return _deployment(next((held for held in self.all() if held.target.rule == rule), None))
 
     def by_folder(self, folder: Path) -> Deployment | None:
         """The deployment of a folder, under whatever path it is known there."""
-        return next((held for held in self.all() if _same(held.target.deploy, folder)), None)
+        return _deployment(next((held for held in self.all() if _same(held.target.deploy, folder)), None))
 
     def reachable_at(self, control: Path) -> None:
         """Tells those who find a folder held at which socket they can ask from now on."""
@@ -80,9 +97,32 @@ class Holdings:
             control=self._control,
         )
 
+    def _prospect(self, target: Target, min_free_bytes: int) -> Held:
+        """A match of a glob is a prospect; what a rule names as its folder is held from the start.
+
+        So whoever saves there by hand comes through the daemon.
+        """
+        if not wildcards(target.watch.source):
+            return self.open(target, min_free_bytes=min_free_bytes)
+        return Prospect(
+            target,
+            min_free_bytes=min_free_bytes,
+            remembered=self._is_remembered,
+            open_for=self._open_for,
+            mutex=self._opening,
+            now_ns=file_clock_ns,
+            monotonic=time.monotonic,
+        )
+
+    def _open_for(self, target: Target, min_free_bytes: int) -> Deployment:
+        return self.open(target, min_free_bytes=min_free_bytes)
+
+    def _is_remembered(self, deploy: Path) -> bool:
+        return is_remembered(self._state_dir, deploy)
+
     def follow(
         self, targets: Sequence[Target], *, min_free_bytes: int, hold: bool
-    ) -> tuple[list[Deployment], list[Deployment]]:
+    ) -> tuple[list[Held], list[Held]]:
         """Makes these targets the ones deployed: the new come before the old go.
 
         Args:
@@ -98,12 +138,12 @@ class Holdings:
             SpancatDaemonError, OSError: with `hold`, a folder could not be taken.
         """
         fresh = {
-            target.deploy: self.open(target, min_free_bytes=min_free_bytes)
+            target.deploy: self._prospect(target, min_free_bytes)
             for target in targets
             if target.deploy not in self._by_folder
         }
         if hold:
-            taken: list[Deployment] = []
+            taken: list[Held] = []
             try:
                 for deployment in fresh.values():
                     taken.append(deployment)
@@ -114,7 +154,7 @@ class Holdings:
                     deployment.close()
                 raise
         changed = list(fresh.values())
-        by_folder: dict[Path, Deployment] = {}
+        by_folder: dict[Path, Held] = {}
         for target in targets:
             deployment = self._by_folder.get(target.deploy) or fresh[target.deploy]
             if deployment.target != target or deployment.min_free_bytes != min_free_bytes:
@@ -124,6 +164,10 @@ class Holdings:
         dropped = [held for folder, held in self._by_folder.items() if folder not in by_folder]
         self._by_folder = by_folder
         return changed, dropped
+
+
+def _deployment(held: Held | None) -> Deployment | None:
+    return held.open() if isinstance(held, Prospect) else held
 
 
 def _same(one: Path, other: Path) -> bool:

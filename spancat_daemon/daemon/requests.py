@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from spancat_daemon.config.expand import Target
     from spancat_daemon.config.model import Configuration
     from spancat_daemon.daemon.dispatch import Dispatcher
-    from spancat_daemon.daemon.holdings import Holdings
+    from spancat_daemon.daemon.holdings import Held, Holdings
     from spancat_daemon.deploying.deployment import Deployment
     from spancat_daemon.triggers.schedule import ScheduleTrigger
 
@@ -165,7 +165,7 @@ class Requests:
             "rules": [self._rule_status(held) for held in service.holdings.all()],
         }
 
-    def _rule_status(self, held: Deployment) -> dict[str, Any]:
+    def _rule_status(self, held: Held) -> dict[str, Any]:
         target = held.target
         lane = self._service.dispatcher.status(target.rule)
         next_run = self._service.schedule.next_run(target.rule)

@@ -27,9 +27,11 @@ from spancat_daemon.daemon.dispatch import Dispatcher
 from spancat_daemon.daemon.holdings import Holdings
 from spancat_daemon.daemon.requests import Requests
 from spancat_daemon.daemon.scrub import Scrubber
+from spancat_daemon.daemon.sparing import give_back
 from spancat_daemon.daemon.watching import Lookout
 from spancat_daemon.errors import ExitCode, SpancatDaemonError, UsageError
 from spancat_daemon.observe import logs, systemd
+from spancat_daemon.release import manifest
 from spancat_daemon.verify.warm import WarmLoaders
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from spancat_daemon.config.model import Configuration
+    from spancat_daemon.daemon.holdings import Held
     from spancat_daemon.deploying.deployment import Deployment
     from spancat_daemon.release.folder import Release
     from spancat_daemon.verify.digests import Finding
@@ -79,6 +82,8 @@ class Service:
         self._reload_refused = False
         self._reloads: queue.SimpleQueue[Future[dict[str, Any]]] = queue.SimpleQueue()
         self._next_check_s = self._next_canary_s = self._next_reconcile_s = self._next_feed_s = 0.0
+        self._ended_at_check = 0
+        self._given_back = -1  # after so many snapshots; what the start itself freed goes back, too
         interval_s = systemd.watchdog_interval_s()
         self._feed_every_s = interval_s / 3 if interval_s else None
         self._loaders = WarmLoaders(at_most=_loaders_for(configuration))
@@ -96,7 +101,7 @@ class Service:
         self._lookout = Lookout(wake=self.wake, log=self.log, state_dir=configuration.daemon.state_dir)
         self.schedule = self._lookout.schedule
         self._scrubber = Scrubber(
-            deployments=self.holdings.all,
+            deployments=self.holdings.opened,
             state_path=configuration.daemon.state_dir / "scrub.json",
             on_corrupted=self._corrupted,
             on_unreadable=self._unreadable_release,
@@ -180,10 +185,10 @@ class Service:
         ending.callback(self._scrubber.stop)
         self._follow(hold=False)
         for deployment in self.holdings.all():
-            self.dispatcher.flag(deployment.target.rule, "startup")
+            self.dispatcher.flag(deployment.target.rule, "startup", routine=True)
         self._lookout.ask_overdue()
         self.dispatcher.turn()
-        self.log.info("daemon.ready", rules=len(self.holdings.all()), pid=os.getpid())
+        self.log.info("daemon.ready", rules=len(self.holdings), pid=os.getpid())
         systemd.notify_ready(self._summary())
 
     def _listen(self, configuration: Configuration) -> ControlServer:
@@ -206,12 +211,13 @@ class Service:
             self._next_check_s = now + CHECK_EVERY_S
             self._lookout.check()
             self._loaders.reap()
+            self._give_back_if_at_rest()
         if now >= self._next_reconcile_s:
             if self._next_reconcile_s:
                 self._follow(hold=False)
                 for deployment in self.holdings.all():
                     if deployment.target.watch.on_change:
-                        self._flag_changed(deployment.target.rule)
+                        self._flag_changed(deployment.target.rule, routine=True)
             self._next_reconcile_s = now + self.configuration.daemon.reconcile_every
         if now >= self._next_canary_s:
             self._next_canary_s = now + CANARY_EVERY_S
@@ -223,6 +229,15 @@ class Service:
             ticks.append(self._next_feed_s)
         wait_s = min(tick - time.monotonic() for tick in ticks)
         self._wait(wait_s if due_in_s is None else min(wait_s, due_in_s))
+
+    def _give_back_if_at_rest(self) -> None:
+        """What a burst of snapshots took of memory, once none has ended since the last check."""
+        ended, before = self.dispatcher.ended, self._ended_at_check
+        self._ended_at_check = ended
+        if ended == before != self._given_back and self.dispatcher.at_rest:
+            self._given_back = ended
+            manifest.forget()
+            give_back()
 
     def _wait(self, timeout_s: float) -> None:
         try:
@@ -242,8 +257,8 @@ class Service:
         for rule, force in asked.due:
             self.dispatcher.flag(rule, "schedule", forced=force)
 
-    def _flag_changed(self, rule: str) -> None:
-        self.dispatcher.flag(rule, self._lookout.trigger(rule))
+    def _flag_changed(self, rule: str, *, routine: bool = False) -> None:
+        self.dispatcher.flag(rule, self._lookout.trigger(rule), routine=routine)
 
     def _feed_watchdog(self, now: float) -> None:
         if self._feed_every_s is None or now < self._next_feed_s:
@@ -265,7 +280,7 @@ class Service:
         return self._output.dropped
 
     def _summary(self) -> str:
-        held = self.holdings.all()
+        held = self.holdings
         refused = "; the last reload was refused" if self._reload_refused else ""
         return f"watching {len(held)} checkpoint{'' if len(held) == 1 else 's'}{refused}"
 
@@ -277,7 +292,7 @@ class Service:
         hold: bool,
         configuration: Configuration | None = None,
         vanished: Literal["stay", "go"] = "go",
-    ) -> Sequence[Deployment]:
+    ) -> Sequence[Held]:
         """Makes what is watched, scheduled and deployed agree with a configuration; the new before the old.
 
         Args:

@@ -10,10 +10,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spancat_daemon.after.steps import notify
 from spancat_daemon.after.swap import Swap
 from spancat_daemon.errors import SpancatDaemonError, UsageError
-from spancat_daemon.health.probation import observe
 from spancat_daemon.release.staging import Abandoned
 
 if TYPE_CHECKING:
@@ -224,6 +222,10 @@ class FollowUp:
 
     def _follow(self, course: _Course) -> str | None:
         """Why the swap is to be taken back, empty if it isn't; None if it did not come to an end."""
+        # For the few rules that tell anybody of a swap, or ask after it
+        from spancat_daemon.after.steps import notify  # noqa: PLC0415
+        from spancat_daemon.health.probation import observe  # noqa: PLC0415
+
         for after in course.watch.after:
             if course.ended.is_set():
                 return None

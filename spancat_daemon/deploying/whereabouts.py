@@ -62,8 +62,7 @@ class Whereabouts:
 
     def __init__(self, state_dir: Path, deploy: Path) -> None:
         """Reads and writes nothing yet."""
-        digest = hashlib.sha256(os.fsencode(deploy)).hexdigest()
-        self.path = state_dir / "folders" / f"{digest[:16]}.json"
+        self.path = _remembering(state_dir, deploy)
         self._deploy = deploy
         self._place: Place | None = None
         self._known: tuple[Place, int, str] | None = None
@@ -125,6 +124,16 @@ class Whereabouts:
             return place, int(content["history_seq"]), str(content["history_sha256"])
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return None
+
+
+def is_remembered(state_dir: Path, deploy: Path) -> bool:
+    """Whether anything is remembered of a deployment folder, also if it can't be read."""
+    return os.path.lexists(_remembering(state_dir, deploy))
+
+
+def _remembering(state_dir: Path, deploy: Path) -> Path:
+    digest = hashlib.sha256(os.fsencode(deploy)).hexdigest()
+    return state_dir / "folders" / f"{digest[:16]}.json"
 
 
 def place_of(path: Path) -> Place:

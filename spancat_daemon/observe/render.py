@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
@@ -398,6 +397,8 @@ def columns(text: str) -> int:
 
 
 def _columns_of(character: str) -> int:
+    import unicodedata  # noqa: PLC0415  # 0.7 MB, for a terminal
+
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1

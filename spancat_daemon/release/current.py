@@ -19,7 +19,6 @@ import contextlib
 import errno
 import os
 import secrets
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -95,6 +94,8 @@ def supports_exchange(folder_path: Path) -> bool:
     Raises:
         OSError: nothing can be created there.
     """
+    import tempfile  # noqa: PLC0415  # brings what packs archives; only a check asks
+
     while not folder_path.exists():
         folder_path = folder_path.parent
     with tempfile.TemporaryDirectory(prefix=".spancat-daemon-", dir=folder_path) as temporary:

@@ -273,6 +273,11 @@ def _parse_again(raw: bytes, where: str) -> Manifest:
     return parse(raw, where=where)
 
 
+def forget() -> None:
+    """Forget the manifests that were read last, for the memory they take; the next look reads them again."""
+    _parse_again.cache_clear()
+
+
 class _Wrong(Exception):  # noqa: N818  # never leaves this module
     """A value of another type than its key asks for."""
 

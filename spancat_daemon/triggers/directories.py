@@ -80,7 +80,11 @@ class Interest:
 
 @dataclass(slots=True)
 class _Directory:
-    """A watched directory. `interests` is replaced, never changed: the reader iterates it without a lock."""
+    """A watched directory.
+
+    The reader takes `interests` without a lock, in one step; thousands of keys can share a directory above
+    them, so that to copy it for each would take the square of their number.
+    """
 
     wd: int
     identity: Identity
@@ -117,7 +121,7 @@ class Directories:
         self._on_canary = on_canary
         self._by_wd: dict[int, _Directory] = {}
         self._by_identity: dict[Identity, int] = {}
-        self._by_key: dict[str, set[int]] = {}
+        self._by_key: dict[str, list[int]] = {}  # a set of ten takes 700 bytes, of each key
         self._ids = itertools.count(1)
         self._canary: tuple[int, int, Identity] | None = None
         self._closed = False
@@ -183,32 +187,38 @@ class Directories:
         """
         status = os.fstat(fd)
         identity = (status.st_dev, status.st_ino)
+        entered = -1
         while True:
             directory = self._by_wd.get(self._by_identity.get(identity, -1))
             if directory is None or interest.mask & ~directory.mask:
                 directory = self._watch(fd, identity, interest.mask | (directory.mask if directory else 0))
             before = directory.interests.get(key)
+            if before is None:
+                entered = directory.wd
             wanted = interest if before is None else before | interest
             if wanted != before:
-                directory.interests = {**directory.interests, key: wanted}
+                directory.interests[key] = wanted
             # The reader takes a directory that ended out of _by_identity before it reads `interests`; so
             # either it saw this interest, or this sees that another directory has the inode number now.
             if self._by_identity.get(identity) == directory.wd:
                 break
-        held = self._by_key.setdefault(key, set())
-        new = directory.wd not in held
-        held.add(directory.wd)
+        new = entered == directory.wd
+        if new:
+            self._by_key.setdefault(key, []).append(directory.wd)
         return directory.wd, new
 
     def keep_only(self, key: str, interests: dict[int, Interest]) -> bool:
         """Ends what `key` held beyond `interests` (by watch descriptor); says whether anything went."""
-        surplus = self._by_key.get(key, set()) - interests.keys()
+        held = self._by_key.get(key, [])
+        surplus = [wd for wd in held if wd not in interests]
+        if surplus:
+            self._by_key[key] = [wd for wd in held if wd in interests]
         for wd in surplus:
             self._release(key, wd)
         for wd, interest in interests.items():
             directory = self._by_wd.get(wd)
-            if directory is not None and key in directory.interests:
-                directory.interests = {**directory.interests, key: interest}
+            if directory is not None and directory.interests.get(key, interest) != interest:
+                directory.interests[key] = interest
         return bool(surplus)
 
     def release(self, key: str) -> None:
@@ -295,7 +305,7 @@ class Directories:
             # which can have the same inode number.
             self._by_identity.pop(directory.identity, None)
             directory.identity = _ended(wd)
-        for key, interest in directory.interests.items():
+        for key, interest in tuple(directory.interests.items()):
             if gone or (entry and interest.matches(name)):
                 self._on_change(key, True)  # noqa: FBT003  # (key, moved)
             elif interest.contents:
@@ -334,11 +344,10 @@ class Directories:
             self._reader.remove_callbacks([(cast("WatchDescriptor", wd), cast("CallbackId", callback))])
 
     def _release(self, key: str, wd: int) -> None:
-        self._by_key.get(key, set()).discard(wd)
         directory = self._by_wd.get(wd)
         if directory is None:
             return
-        directory.interests = {other: i for other, i in directory.interests.items() if other != key}
+        directory.interests.pop(key, None)
         if not directory.interests:
             self._drop(directory)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from spancat_daemon.triggers.directories import Directories, Interest
 from spancat_daemon.triggers.footprint import Fault, Footprint, Look, route
+from spancat_daemon.triggers.mounts import Mounts
 from spancat_daemon.triggers.polling import Poller
 from spancat_daemon.triggers.watched import FALLBACK_POLL_S, Outbox, State, Watched, WatchEvent, where
 
@@ -23,6 +24,11 @@ __all__ = ["FilesystemTrigger", "WatchEvent", "Watched"]
 logger = logging.getLogger(__name__)
 
 LONGEST_RESTART_S = 300.0
+COMPARING_SHARE = 0.0005
+"""As much of a core goes at most into comparing what is watched with what is there, however much that is."""
+COMPARED_AT_EACH_CALL_S = 0.001
+"""What takes no more than that is compared whenever `check` is called."""
+LONGEST_UNCOMPARED_S = 300.0
 CANARY_PATIENCE_S = 10.0
 """A reader that has not brought a touched canary back by then hangs, and is replaced."""
 
@@ -71,6 +77,8 @@ class FilesystemTrigger:
         self._wake = threading.Event()
         self._pending: dict[str, None] = {}
         self._overflowed = False
+        self._mounts: Mounts | None = None
+        self._compare_at = 0.0
         self._missing: frozenset[int] = frozenset()
         self._missing_since = 0.0
         self._reader_fault: Fault | None = None
@@ -91,6 +99,7 @@ class FilesystemTrigger:
             self._running = True
             self._canary_touched = self._canary_read = self._canary_back = self._monotonic()
             self._poller = Poller(self._on_polled)
+            self._mounts = Mounts()
             self._open_reader(out)
             self._start_keeper()
             for key in self._states:
@@ -106,9 +115,12 @@ class FilesystemTrigger:
             directories, self._directories = self._directories, None
             poller, self._poller = self._poller, None
             keeper, self._keeper = self._keeper, None
+            mounts, self._mounts = self._mounts, None
             for key, state in self._states.items():
                 self._states[key] = State(state.watched, state.way)
         self._wake.set()
+        if mounts is not None:
+            mounts.close()
         if poller is not None:
             poller.stop()
         if directories is not None:
@@ -149,8 +161,9 @@ class FilesystemTrigger:
     def check(self) -> None:
         """Finds what no event tells; to be called every few seconds.
 
-        Compares where each path leads with what is watched, the kernel's count of watches with ours, and
-        looks whether the reader lives; restarts it and retries failed watches, with growing delays.
+        Looks whether the reader lives, restarts it, and retries failed watches, with growing delays. As soon
+        as a mount came or went, and else as often as `COMPARING_SHARE` allows (with a few hundred keys at
+        each call), compares where each path leads with what is watched, and the kernel's watches with ours.
         """
         out = Outbox()
         with self._lock:
@@ -161,17 +174,17 @@ class FilesystemTrigger:
                 self._start_keeper()
             if self._poller is not None:
                 self._poller.check()
-            self._check_reader(now, out)
+            began_s = time.thread_time()
+            mounted = self._mounts is not None and self._mounts.changed()
+            compares = mounted or now >= self._compare_at or bool(self._missing)
+            self._check_reader(now, out, compares=compares)
             for key, state in self._states.items():
-                if state.polls or self._directories is None:
-                    continue
-                if state.fault is not None:
-                    due = now >= state.retry_at
-                else:
-                    known = state.checkpoints if state.watched.pattern is None else None
-                    due = where(state.watched) != (state.root, known)
-                if due:
+                if self._is_due(state, now, compares=compares):
                     self._look(key, out)
+            if compares:
+                spent_s = time.thread_time() - began_s
+                if spent_s > COMPARED_AT_EACH_CALL_S:
+                    self._compare_at = now + min(spent_s / COMPARING_SHARE, LONGEST_UNCOMPARED_S)
         self._deliver(out)
 
     def touch_canary(self) -> None:
@@ -287,6 +300,15 @@ class FilesystemTrigger:
             return error
         return None
 
+    def _is_due(self, state: State, now: float, *, compares: bool) -> bool:
+        """Whether watches that failed are to be tried again, or lead elsewhere than they did."""
+        if state.polls or self._directories is None:
+            return False
+        if state.fault is not None:
+            return now >= state.retry_at
+        known = state.checkpoints if state.watched.pattern is None else None
+        return compares and where(state.watched) != (state.root, known)
+
     def _look(self, key: str, out: Outbox) -> None:
         """Brings the watches of one key up to date with the disk."""
         state, directories = self._states[key], self._directories
@@ -389,9 +411,9 @@ class FilesystemTrigger:
         self._reader_delay_s = min(max(self._reader_delay_s * 2, 1.0), LONGEST_RESTART_S)
         self._reader_retry_at = self._monotonic() + self._reader_delay_s
 
-    def _check_reader(self, now: float, out: Outbox) -> None:
+    def _check_reader(self, now: float, out: Outbox, *, compares: bool) -> None:
         directories = self._directories
-        reason = self._complaint(directories, now) if directories is not None else ""
+        reason = self._complaint(directories, now, compares=compares) if directories is not None else ""
         if directories is not None and not reason:
             if self._canary_back > self._reader_retry_at:
                 self._reader_delay_s = 0.0  # it has proven itself since the last restart
@@ -413,12 +435,12 @@ class FilesystemTrigger:
             if not state.polls:
                 out.dirty[key] = None
 
-    def _complaint(self, directories: Directories, now: float) -> str:
+    def _complaint(self, directories: Directories, now: float, *, compares: bool) -> str:
         if not directories.alive:
             return "the reader of file events died"
         if self._canary_read < self._canary_touched < now - CANARY_PATIENCE_S:
             return "the reader of file events hangs"
-        if self._lost_watches(directories, now):
+        if compares and self._lost_watches(directories, now):
             return "the kernel holds fewer watches than it was given"
         return ""
 

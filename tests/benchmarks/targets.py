@@ -42,15 +42,13 @@ IN_THE_WAY: Final = {
         "While a release is being made, what is written next waits for its end: one checkpoint is taken at a time."
     ),
     "idle": (
-        "Of what is resident before any rule, an interpreter is 9 MB, `asyncio` and `ssl` 11 MB (structlog imports the former, "
-        "webhooks need the latter), `rich` 8 MB (structlog imports it if it is there, for the log on a terminal), pydantic with "
-        "the model of daemon.toml 10 MB, watchdog and APScheduler 3 MB, the daemon itself 7 MB."
+        "Of what is resident with one rule, 16 MB are shared libraries as the kernel counts them, whoever else has them mapped "
+        "(libpython, OpenSSL's for SHA-256, pydantic's core); the rest are the modules of the daemon and of its libraries, of "
+        "which pydantic with the model of daemon.toml takes most. Each rule that has a release adds 50 KB."
     ),
     "10000": (
-        "A daemon that has just started looks at each checkpoint once, some fifty a second when that was counted beside other work: every look makes a deployment folder "
-        "with its fsyncs, starts a thread, and ends with two passes over all lanes (`Dispatcher.turn` and the check whether the "
-        "lane is still served), which is 10,000 times 10,000. It is not at rest minutes later. Each checkpoint holds about 20 KB: "
-        "its watches, what was last seen of it, its lane."
+        "A daemon that starts looks where each checkpoint is and watches it, directory by directory: 0.3 ms of processor time "
+        "each. A checkpoint that has no release yet holds about 8 KB: its watches, what was last seen of it, its lane."
     ),
     "many": "10,000 manifests are 10,000 files to be opened and parsed, by a process that has none of them yet.",
     "commands": (

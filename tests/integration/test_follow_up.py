@@ -366,7 +366,7 @@ def test_a_defect_is_told_and_nothing_waits_for_it(scene: Scene, monkeypatch: py
     def fail(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("spancat_daemon.deploying.follow_up.notify", fail)
+    monkeypatch.setattr("spancat_daemon.after.steps.notify", fail)
     watch = scene.watch(TOLD, HEALTH)
     record = scene.swap(watch)
     assert scene.follow_up.wait(QUICKLY_S)
