@@ -48,8 +48,9 @@ def command(
     keep = target.watch.keep
     ids = folder.ids()
     newest = frozenset(ids if everything or json else ids[:_SHOWN])
-    survey = folder.survey(only=newest) if len(newest) < len(ids) else folder.survey()
-    entries = describe(folder, keep, now=now, survey=survey)
+    of_all = len(newest) == len(ids)
+    survey = folder.survey() if of_all else folder.survey(only=newest)
+    entries = describe(folder, keep, now=now, survey=survey, of_all=of_all)
     if json:
         print_json(entries)
     elif entries:
@@ -70,7 +71,7 @@ def command(
         )
     else:
         say(f"no releases yet in {folder.path}")
-    if len(newest) < len(ids):
+    if not of_all:
         _tell_of_older(ids, newest, survey.current.id, rule)
     for path, reason in survey.broken:
         say(reason if str(path) in reason else f"{path}: {reason}")
@@ -149,7 +150,7 @@ def describe_rejected(folder: DeploymentFolder) -> list[dict[str, Any]]:
 
 
 def describe(
-    folder: DeploymentFolder, keep: Keep, *, now: datetime, survey: Survey[Release] | None = None
+    folder: DeploymentFolder, keep: Keep, *, now: datetime, survey: Survey[Release], of_all: bool = True
 ) -> list[dict[str, Any]]:
     """The releases of a folder as ``list --json`` prints them, newest first.
 
@@ -157,12 +158,11 @@ def describe(
     twice), ``bytes_unique`` what removing it would free: of files that no other release shares, its manifest
     among them. ``kept_because`` is empty for a release that the next pruning removes.
 
-    `survey` may hold the newest releases alone: what retention says of one does not depend on older ones, but
-    for ``best``, which then looks at all.
+    `survey` may hold the newest releases alone, not be `of_all`: what retention says of one does not
+    depend on older ones, but for ``best``, which then looks at all.
     """
     from spancat_daemon.release.lease import is_leased  # noqa: PLC0415  # as above
 
-    survey = survey or folder.survey()
     pinned = folder.pins()
     return [
         _entry(
@@ -171,19 +171,19 @@ def describe(
             leased=is_leased(verdict.release.path),
             kept_because=verdict.kept_because,
         )
-        for verdict in _verdicts(folder, keep, now, survey)
+        for verdict in _verdicts(folder, keep, now, survey, of_all=of_all)
     ]
 
 
 def _verdicts(
-    folder: DeploymentFolder, keep: Keep, now: datetime, survey: Survey[Release]
+    folder: DeploymentFolder, keep: Keep, now: datetime, survey: Survey[Release], *, of_all: bool
 ) -> list[Verdict[Release]]:
-    from spancat_daemon.release.pruning import verdicts_on  # noqa: PLC0415  # only where a folder is read
     from spancat_daemon.release.retention import Verdict  # noqa: PLC0415  # as above
+    from spancat_daemon.release.verdicts import verdicts_on  # noqa: PLC0415  # only where a folder is read
 
     stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     newest = survey.releases[0] if survey.releases else None
-    if len(survey.releases) == len(folder.ids()) or not (keep.best or (newest and newest.created_at > stamp)):
+    if of_all or not (keep.best or (newest and newest.created_at > stamp)):
         return verdicts_on(folder, keep, now, survey=survey)
     reasons = {verdict.release.id: verdict.kept_because for verdict in verdicts_on(folder, keep, now)}
     return [Verdict(release, reasons[release.id]) for release in survey.releases if release.id in reasons]

@@ -53,7 +53,7 @@ def command(
 
 def _planned(chosen: Scope, rule: str) -> list[dict[str, Any]]:
     """What retention would do; only reads, so that it needs neither the daemon nor a right to write."""
-    from spancat_daemon.release.pruning import verdicts_on  # noqa: PLC0415  # only where a folder is read
+    from spancat_daemon.release.verdicts import verdicts_on  # noqa: PLC0415  # only where a folder is read
 
     keep = chosen.target(rule).watch.keep
     return [

@@ -72,7 +72,7 @@ class ConfigurationError(UsageError):
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """``"; did you mean 'x'?"`` if one of the known names is close, else ``""``."""
-    from difflib import get_close_matches  # noqa: PLC0415  # for a configuration that is wrong
+    from difflib import get_close_matches  # noqa: PLC0415  # only where something is wrong
 
     close = get_close_matches(name.lower(), known, n=1, cutoff=0.6) or get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from spancat_daemon.errors import SpancatDaemonError
 from spancat_daemon.release import rejects
-from spancat_daemon.release.pruning import prune, verdicts_on
+from spancat_daemon.release.pruning import prune
+from spancat_daemon.release.verdicts import verdicts_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

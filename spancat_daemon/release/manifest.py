@@ -45,7 +45,7 @@ _REQUIRED: Final = object()
 _REMEMBERED_BYTES: Final = 16 << 10  # a usual one has 4 KiB; 128 of the largest ones take some 10 MB
 _DEEPEST = 32  # of metrics and verdicts; beyond it lies nonsense, and the recursion limit
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_RELEASE_ID = re.compile(r"([0-9]{6,18})-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+_RELEASE_ID = re.compile(r"([0-9]{6}|[1-9][0-9]{6,17})-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 
 
@@ -173,10 +173,7 @@ def release_id(sequence: int, created: datetime, content_sha256: str) -> str:
 def parse_release_id(name: str) -> int | None:
     """Return the sequence number in a release's name, or ``None`` if it is not such a name."""
     match = _RELEASE_ID.fullmatch(name)
-    if match is None:
-        return None
-    sequence = int(match[1])
-    return sequence if f"{sequence:06d}" == match[1] else None
+    return int(match[1]) if match is not None else None
 
 
 def dump(manifest: Manifest) -> bytes:

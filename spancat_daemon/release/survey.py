@@ -23,7 +23,7 @@ from spancat_daemon.release import manifest as manifests
 from spancat_daemon.release.manifest import MANIFEST_NAME, BadManifest, Manifest, parse_release_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from collections.abc import Set as AbstractSet
 
 CURRENT: Final = "current"
@@ -402,9 +402,7 @@ def _look(
     stray: list[str] = []
     foreign: list[Path] = []
     root = os.fspath(folder / RELEASES)
-    for name, kind in _entries(root):
-        if only is not None and name not in only:
-            continue
+    for name, kind in _entries(root) if only is None else _entries_of(root, only):
         if parse_release_id(name) is None or kind == "other":
             foreign.append(Path(root, name))
         elif kind == "link":
@@ -428,6 +426,16 @@ def _entries(directory: str) -> list[tuple[str, Literal["directory", "link", "ot
             return sorted((entry.name, _kind(entry)) for entry in entries)
     except FileNotFoundError:
         return []
+
+
+def _entries_of(
+    directory: str, names: Collection[str]
+) -> Iterator[tuple[str, Literal["directory", "link", "other"]]]:
+    """The same of some names alone, which takes no longer for the others."""
+    for name in sorted(names):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mode = os.lstat(f"{directory}/{name}").st_mode
+            yield name, "directory" if stat.S_ISDIR(mode) else "link" if stat.S_ISLNK(mode) else "other"
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["directory", "link", "other"]:

@@ -24,8 +24,8 @@ import pytest
 from spancat_daemon.config.expand import Target
 from spancat_daemon.config.model import Keep, Verify, Watch
 from spancat_daemon.release.folder import DeploymentFolder
-from spancat_daemon.release.pruning import verdicts_on
 from spancat_daemon.release.retention import decide
+from spancat_daemon.release.verdicts import verdicts_on
 from tests.benchmarks import many
 from tests.benchmarks.checkpoints import Trainer, of_6_mb
 from tests.benchmarks.pairs import Timing, interleave, ratio

@@ -18,9 +18,10 @@ from spancat_daemon.release import manifest as manifests
 from spancat_daemon.release.folder import DeploymentFolder
 from spancat_daemon.release.history import History
 from spancat_daemon.release.manifest import MANIFEST_NAME, FileDigest
-from spancat_daemon.release.pruning import prune, verdicts_on
+from spancat_daemon.release.pruning import prune
 from spancat_daemon.release.staging import Staged
 from spancat_daemon.release.swap import make_live, publish
+from spancat_daemon.release.verdicts import verdicts_on
 from tests.integration.release.fakes import manifest_of, now, publish_next
 
 if TYPE_CHECKING:
