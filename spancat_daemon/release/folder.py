@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from spancat_daemon.errors import SpancatDaemonError, UsageError
@@ -35,6 +34,7 @@ from spancat_daemon.release.survey import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.lock import Lock
@@ -351,15 +351,27 @@ class DeploymentFolder:
 
 def unique_bytes(path: Path) -> int:
     """Bytes that deleting a release would free: of files with no name outside of it."""
-    names: dict[tuple[int, int], int] = {}
-    sizes: dict[tuple[int, int], os.stat_result] = {}
-    for directory, _, files in os.walk(path):
-        for file in files:
-            status = Path(directory, file).lstat()
-            key = (status.st_dev, status.st_ino)
-            names[key] = names.get(key, 0) + 1
-            sizes[key] = status
-    return sum(status.st_size for key, status in sizes.items() if status.st_nlink <= names[key])
+    unique = 0
+    shared: dict[tuple[int, int], int] = {}
+    for status in _files_below(os.fspath(path)):
+        if status.st_nlink == 1:
+            unique += status.st_size
+            continue
+        key = (status.st_dev, status.st_ino)
+        shared[key] = names = shared.get(key, 0) + 1
+        if names == status.st_nlink:
+            unique += status.st_size
+    return unique
+
+
+def _files_below(directory: str) -> Iterator[os.stat_result]:
+    """Everything in a directory that is none, at whatever depth."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files_below(entry.path)
+            else:
+                yield entry.stat(follow_symlinks=False)
 
 
 def fitting(name: str, things: Sequence[_Thing], ids: Sequence[str]) -> list[_Thing]:

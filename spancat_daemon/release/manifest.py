@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard, TypeVar
 
 import orjson
 
@@ -45,6 +45,8 @@ _REQUIRED: Final = object()
 _REMEMBERED_BYTES: Final = 16 << 10  # a usual one has 4 KiB; 128 of the largest ones take some 10 MB
 _DEEPEST = 32  # of metrics and verdicts; beyond it lies nonsense, and the recursion limit
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LEADS_OUT = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0")
+"""What a path has that need not be below a directory that it is joined to: an empty part, ``.`` or ``..``."""
 _RELEASE_ID = re.compile(r"([0-9]{6}|[1-9][0-9]{6,17})-[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 
@@ -53,8 +55,7 @@ class BadManifest(SpancatDaemonError):  # noqa: N818  # a verdict on a file
     """A ``release.json`` that is missing, damaged or of a newer version of spancat-daemon."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileDigest:
+class FileDigest(NamedTuple):
     """One file of a release.
 
     Attributes:
@@ -141,10 +142,8 @@ def content_digest(files: Mapping[str, FileDigest]) -> str:
 
     `files` holds every file but the manifest. Paths sort by their UTF-8 bytes, as ``LC_ALL=C sort`` does.
     """
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(sha256sum_line(path, files[path].sha256).encode())
-    return digest.hexdigest()
+    lines = "".join([sha256sum_line(path, files[path].sha256) for path in sorted(files)])
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def sha256sum_line(path: str, sha256: str) -> str:
@@ -199,11 +198,28 @@ def read(path: Path) -> Manifest:
     where = str(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:  # noqa: PTH123  # takes over the descriptor
-            raw = file.read(MANIFEST_LIMIT_BYTES + 1)
+        try:
+            raw = _read_to_end(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise BadManifest(f"can't be read: {error.strerror}", where=where) from error
     return _parse_again(raw, where) if len(raw) <= _REMEMBERED_BYTES else parse(raw, where=where)
+
+
+def _read_to_end(fd: int) -> bytes:
+    """All of a file, or so much of it that it is too large.
+
+    Asked for the most that it may be, Python makes room for that, which takes longer than all the rest.
+    """
+    wanted = min(os.fstat(fd).st_size, MANIFEST_LIMIT_BYTES) + 1
+    raw = os.read(fd, wanted)
+    while len(raw) >= wanted and len(raw) <= MANIFEST_LIMIT_BYTES:  # it has grown since
+        more = os.read(fd, MANIFEST_LIMIT_BYTES + 1 - len(raw))
+        if not more:
+            break
+        raw += more
+    return raw
 
 
 def parse(raw: bytes, *, where: str) -> Manifest:
@@ -387,22 +403,16 @@ def _versions(value: Any) -> dict[str, str] | None:
 
 
 def _files(value: Any) -> dict[str, FileDigest]:
-    return {_relative(path): _file(digest) for path, digest in _object(value).items()}
-
-
-def _file(value: Any) -> FileDigest:
-    entry = _object(value)
-    size = entry.get("bytes")
-    if not _is_int(size) or size < 0:
-        raise _Wrong
-    return FileDigest(sha256=_sha256(entry.get("sha256")), bytes=size)
-
-
-def _relative(path: str) -> str:
-    # Whoever joins these to a release's directory must never be led out of it.
-    if any(part in {"", ".", ".."} for part in path.split("/")) or "\0" in path:
-        raise _Wrong
-    return path
+    # Nearly all that a manifest holds: what orjson made has exactly these types
+    found: dict[str, FileDigest] = {}
+    for path, entry in _object(value).items():
+        if type(entry) is not dict or _LEADS_OUT.search(path):
+            raise _Wrong
+        sha256, size = entry.get("sha256"), entry.get("bytes")
+        if type(size) is not int or size < 0 or type(sha256) is not str or not _SHA256.fullmatch(sha256):
+            raise _Wrong
+        found[path] = FileDigest(sha256, size)
+    return found
 
 
 def _is_int(value: Any) -> TypeGuard[int]:

@@ -8,32 +8,35 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.benchmarks.installed import program
 from tests.benchmarks.pairs import Timing, interleave
 from tests.benchmarks.records import keep, rounds
 from tests.pipelines import build
 from tests.service import ROOT, Daemon, configure
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
 ROUNDS: Final = 15
-PROGRAM: Final = Path(sys.executable).with_name("spancat-daemon")
 
 
 def test_commands(tmp_path: Path) -> None:
     build("default", tmp_path / "runs/model-best", steps=2)
     config = configure(tmp_path)
+    ours = program()
     commands: dict[str, list[str | Path]] = {
         "`python -c pass`": [sys.executable, "-c", "pass"],
-        "`--version`": [PROGRAM, "--version"],
-        "`list`": [PROGRAM, "-c", config, "list", "products"],
-        "`status`": [PROGRAM, "-c", config, "status"],
-        "`history`": [PROGRAM, "-c", config, "history", "products"],
-        "`check`": [PROGRAM, "-c", config, "check"],
+        "`--version`": [ours, "--version"],
+        "`list`": [ours, "-c", config, "list", "products"],
+        "`status`": [ours, "-c", config, "status"],
+        "`history`": [ours, "-c", config, "history", "products"],
+        "`check`": [ours, "-c", config, "check"],
     }
     with Daemon(config) as daemon:
         daemon.wait_for("release.published")

@@ -10,12 +10,10 @@ untouched.
 from __future__ import annotations
 
 import subprocess
-import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
@@ -28,19 +26,20 @@ from spancat_daemon.release.retention import decide
 from spancat_daemon.release.verdicts import verdicts_on
 from tests.benchmarks import many
 from tests.benchmarks.checkpoints import Trainer, of_6_mb
+from tests.benchmarks.installed import program
 from tests.benchmarks.pairs import Timing, interleave, ratio
 from tests.benchmarks.records import keep, rounds
 from tests.benchmarks.test_staging_cost import deployment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from tests.benchmarks.pairs import Way
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
 COUNTS: Final = (10, 1_000, 10_000)
-PROGRAM: Final = Path(sys.executable).with_name("spancat-daemon")
 KEEPS: Final = {
     "retention off": Keep(last=0),
     "all kept": Keep(last=100_000),
@@ -64,9 +63,10 @@ def test_commands(room: Path) -> None:
         for count in COUNTS
     )
     config.write_text(rules)
+    ours = program()
 
     def run(*arguments: str) -> None:
-        found = subprocess.run([PROGRAM, "-c", config, *arguments], capture_output=True, check=False)
+        found = subprocess.run([ours, "-c", config, *arguments], capture_output=True, check=False)
         assert found.returncode in {0, 3}, found.stderr
 
     ways: dict[str, Callable[[], object]] = {"--version": partial(run, "--version")}

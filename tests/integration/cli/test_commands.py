@@ -93,20 +93,62 @@ def start(site: Site, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-def test_version_and_help_start_without_what_they_do_not_need(tmp_path: Path) -> None:
+HEAVY = {
+    "rich",
+    "spacy",
+    "structlog",
+    "apscheduler",
+    "watchdog",
+    "numpy",
+    "asyncio",
+    "ssl",
+    "httpx",
+}
+
+
+def imported(*arguments: str | Path) -> tuple[str, set[str]]:
+    """The exit code of a command, and which packages it imported."""
     script = (
         "import sys; from spancat_daemon.__main__ import main\n"
         "try: main()\n"
-        "except SystemExit as e: code = e.code\n"
-        "print(code, sorted({m.split('.')[0] for m in sys.modules} & "
-        "{'rich', 'pydantic', 'spacy', 'structlog', 'apscheduler', 'watchdog', 'numpy'}))\n"
+        "except SystemExit as e: code = int(e.code)\n"
+        "print(file=sys.stdout)\n"
+        "print(code, *{m.split('.')[0] for m in sys.modules})\n"
     )
-    for option in ("--version", "--help"):
-        done = subprocess.run(
-            [sys.executable, "-c", script, option],
-            capture_output=True, text=True, check=True, timeout=120, env=ENVIRONMENT,
-        )  # fmt: skip
-        assert done.stdout.splitlines()[-1] == "0 []"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True, text=True, check=True, timeout=120, env=ENVIRONMENT,
+    )  # fmt: skip
+    code, *found = done.stdout.splitlines()[-1].split()
+    return code, set(found)
+
+
+def test_version_and_help_start_without_what_they_do_not_need() -> None:
+    code, found = imported("--version")
+    assert code == "0"
+    assert not found & (HEAVY | {"pydantic"})
+    code, found = imported("--help")
+    assert code == "0"
+    assert not found & (HEAVY | {"pydantic"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("list products", "0"),
+        ("list products --json", "0"),
+        ("show products @1", "0"),
+        ("history products --verify", "0"),
+        ("prune products --dry-run", "0"),
+        ("status", "3"),
+    ],
+)
+def test_commands_that_only_read_start_without_what_they_do_not_need(
+    arguments: str, code: str, deployed: Site
+) -> None:
+    ended, found = imported("-c", deployed.config, *arguments.split())
+    assert ended == code
+    assert not found & (HEAVY | {"tempfile", "difflib"})
 
 
 def test_snapshot_prints_the_id_of_what_is_live_then(site: Site) -> None:
