@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 MAX_CONFIG_BYTES = 4 << 20
 """Largest config.cfg: real ones have kilobytes."""
 
-_REMEMBERED: Final = 32
-_REMEMBERED_BYTES: Final = 64 << 10  # a usual one has 3 to 10 KiB
+_REMEMBERED: Final = 8
+_REMEMBERED_BYTES: Final = 256 << 10  # a usual one has 3 to 10 KiB, one of a hundred pipes 100
 _MAX_KEY_CHARACTERS = 1000
 _REFERENCE = re.compile(r"\$\{([\w.:-]+)\}")
 _JSON_BEGINNINGS = ("[", "{", '"')

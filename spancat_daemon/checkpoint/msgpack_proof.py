@@ -86,7 +86,7 @@ def _without_length(first: int) -> tuple[int, int] | None:
 
 
 def _with_length(first: int, chunk: bytes, position: int) -> tuple[int, int, int] | None:
-    """Payload, values inside, and where the header at `position` ends; None if it goes on in the next chunk."""
+    """Payload, values inside, and where the header at `position` ends; None: in the next chunk."""
     if first not in _LENGTHS:
         raise Rejected("is not msgpack: an unknown type")
     size, beside, factor = _LENGTHS[first]
