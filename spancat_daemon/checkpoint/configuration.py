@@ -9,7 +9,8 @@ from __future__ import annotations
 import configparser
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 MAX_CONFIG_BYTES = 4 << 20
 """Largest config.cfg: real ones have kilobytes."""
 
+_REMEMBERED: Final = 8
+_REMEMBERED_BYTES: Final = 256 << 10  # a usual one has 3 to 10 KiB, one of a hundred pipes 100
 _MAX_KEY_CHARACTERS = 1000
 _REFERENCE = re.compile(r"\$\{([\w.:-]+)\}")
 _JSON_BEGINNINGS = ("[", "{", '"')
@@ -35,11 +38,22 @@ _MAX_REFERENCES = 16  # references to references, as many as nobody writes by ha
 def parse_config(data: bytes) -> dict[str, Any]:
     """Parse config.cfg into nested dictionaries.
 
-    JSON values are decoded; references (``${…}``) and escapes (``$$``) stay as they are written.
+    JSON values are decoded; references (``${…}``) and escapes (``$$``) stay as they are written. What is
+    returned may be so again, and is never to be changed.
 
     Raises:
         Rejected: it is not one.
     """
+    return _parse_again(data) if len(data) <= _REMEMBERED_BYTES else _parse(data)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _parse_again(data: bytes) -> dict[str, Any]:
+    # It is read before and while it is copied, and is the same in all checkpoints of a training.
+    return _parse(data)
+
+
+def _parse(data: bytes) -> dict[str, Any]:
     where = "config.cfg"
     parser = configparser.RawConfigParser()
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case

@@ -72,6 +72,33 @@ _FIXED = {
 }  # fmt: skip
 
 
+def _without_length(first: int) -> tuple[int, int] | None:
+    """Payload and values inside of what begins with this byte, where that byte tells both."""
+    if first <= 0x7F or first >= 0xE0:
+        return 0, 0
+    if first <= 0x8F:
+        return 0, 2 * (first & 0x0F)
+    if first <= 0x9F:
+        return 0, first & 0x0F
+    if first <= 0xBF:
+        return first & 0x1F, 0
+    return (_FIXED[first], 0) if first in _FIXED else None
+
+
+def _with_length(first: int, chunk: bytes, position: int) -> tuple[int, int, int] | None:
+    """Payload, values inside, and where the header at `position` ends; None: in the next chunk."""
+    if first not in _LENGTHS:
+        raise Rejected("is not msgpack: an unknown type")
+    size, beside, factor = _LENGTHS[first]
+    start, end = position + 1, position + 1 + size
+    if end > len(chunk):
+        return None
+    count = int.from_bytes(chunk[start:end])
+    return (0, factor * count, end) if factor else (count + beside, 0, end)
+
+
+_WITHOUT_LENGTH = tuple(_without_length(first) for first in range(256))
+
 _THINC_MODEL = b"\x84\xa5nodes"  # a map of four, the first key is "nodes"
 
 
@@ -93,39 +120,57 @@ class ModelProof:
         self._carry = b""
         self._payload = 0
         self._values = 0
-        # Values still to come in each open container, the outermost one standing for the file itself.
-        self._open = [1]
+        # Values still to come: in the innermost open container; in those around it, the file itself first.
+        self._remaining = 1
+        self._open: list[int] = []
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:  # noqa: C901  # a call for each value would take longer than all else
         """Take the next bytes."""
         if len(self._head) < _HEAD_BYTES:
             self._head += chunk[: _HEAD_BYTES - len(self._head)]
         if not self._strict and not self._head.startswith(_THINC_MODEL[: len(self._head)]):
             return
-        position = 0
         if self._carry:
             # At most five bytes are carried: the start of a header.
             chunk, self._carry = self._carry + chunk, b""
-        length = len(chunk)
+        # A model has hundreds of values, and more: what is done for each is done on locals.
+        position, length = self._payload, len(chunk)
+        values, remaining, opened = self._values, self._remaining, self._open
         while position < length:
-            if self._payload:
-                step = min(self._payload, length - position)
-                self._payload -= step
-                position += step
-                continue
-            if not self._open:
+            if not remaining:
                 raise Rejected("goes on after the end of its msgpack: it is a mix of two files")
-            after = self._header(chunk, position)
-            if after is None:
-                self._carry = chunk[position:]
-                return
-            position = after
+            first = chunk[position]
+            known = _WITHOUT_LENGTH[first]
+            if known is not None:
+                position += 1
+                payload, inside = known
+            else:
+                found = _with_length(first, chunk, position)
+                if found is None:
+                    self._carry = chunk[position:]
+                    position = length
+                    break
+                payload, inside, position = found
+            values += 1
+            if values > MAX_MODEL_VALUES:
+                raise Rejected(f"holds more than {MAX_MODEL_VALUES:,} values, so it is not a model")
+            remaining -= 1
+            if inside:
+                opened.append(remaining)
+                remaining = inside
+                if len(opened) >= MAX_DEPTH:
+                    raise Rejected("is not msgpack: nested too deeply")
+            while not remaining and opened:
+                remaining = opened.pop()
+            position += payload
+        self._values, self._remaining = values, remaining
+        self._payload = position - length
 
     def finish(self) -> None:
         """Complete or cut off; then the output width."""
         if self._head and not self._strict and not self._head.startswith(_THINC_MODEL):
             return
-        if self._open or self._payload or self._carry:
+        if self._remaining or self._payload or self._carry:
             raise Rejected("is cut off: its msgpack is not complete")
         if self._width is None:
             return
@@ -135,49 +180,6 @@ class ModelProof:
                 f"its output has {width} columns, where its labels need {self._width}",
                 hint="the files are of different generations: save the pipeline again",
             )
-
-    def _header(self, chunk: bytes, position: int) -> int | None:
-        """Take one value's header; returns where it ends, or None if it goes on in the next chunk."""
-        first = chunk[position]
-        position += 1
-        payload = inside = 0
-        if first <= 0x7F or first >= 0xE0:
-            pass
-        elif first <= 0x8F:
-            inside = 2 * (first & 0x0F)
-        elif first <= 0x9F:
-            inside = first & 0x0F
-        elif first <= 0xBF:
-            payload = first & 0x1F
-        elif first in _FIXED:
-            payload = _FIXED[first]
-        elif first in _LENGTHS:
-            size, beside, factor = _LENGTHS[first]
-            if len(chunk) - position < size:
-                return None
-            count = int.from_bytes(chunk[position : position + size])
-            position += size
-            if factor:
-                inside = factor * count
-            else:
-                payload = count + beside
-        else:
-            raise Rejected("is not msgpack: an unknown type")
-        self._count(inside)
-        self._payload = payload
-        return position
-
-    def _count(self, inside: int) -> None:
-        self._values += 1
-        if self._values > MAX_MODEL_VALUES:
-            raise Rejected(f"holds more than {MAX_MODEL_VALUES:,} values, so it is not a model")
-        self._open[-1] -= 1
-        if inside:
-            self._open.append(inside)
-            if len(self._open) > MAX_DEPTH:
-                raise Rejected("is not msgpack: nested too deeply")
-        while self._open and not self._open[-1]:
-            self._open.pop()
 
     def _output_width(self) -> int | None:
         """The root node's nO; None if the network does not know it (its last layer is not spaCy's own)."""

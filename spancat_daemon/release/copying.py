@@ -1,36 +1,34 @@
-"""Moving the bytes of one file: comparing, cloning, copying, with digest and proof in the same pass.
+"""Moving the bytes of one file: comparing, cloning, copying, with digest and proof beside it.
 
-Measured on ext4, two cores: up to about 1 MiB one read and one write of the same buffer cost least; above it
-``copy_file_range`` (the bytes stay in the kernel) with writeback begun piece by piece. The digest is then
-taken from the target's page cache, so it is of the bytes that were staged, and on a thread of its own, so
-that copying, linking and fsync go on meanwhile (100 MB: 78 against 106 ms without; ``cp`` + ``sync -f`` 73).
+Measured on ext4, two cores: up to about 128 KiB one read and one write of the same buffer cost least; above
+it ``copy_file_range`` (the bytes stay in the kernel) with writeback begun piece by piece. The digest is then
+taken from the target's page cache, so it is of the bytes that were staged, and on another thread, so that
+copying, linking and fsync go on meanwhile.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Final, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from spancat_daemon.errors import Moved
+from spancat_daemon.release.digesting import Feeding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from spancat_daemon.checkpoint.wholeness import Proof
+    from spancat_daemon.release.digesting import Intake
     from spancat_daemon.release.durability import Durability
 
-SMALL_BYTES: Final = 1 << 20
-THREADED_BYTES: Final = 16 << 20
+SMALL_BYTES: Final = 128 << 10
+CLONE_BYTES: Final = 1 << 20  # a clone waits until the source's dirty pages are on the disk; a copy doesn't
 PIECE_BYTES: Final = 2 << 20
 CHUNK_BYTES: Final = 256 << 10  # two of them fit a core's second cache; 128 KiB to 512 KiB measure alike
-
-Feeding: TypeAlias = "deque[Future[None]]"
+_THROUGH_BYTES: Final = 1 << 20
 
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -40,54 +38,26 @@ class UnreadableSourceError(Exception):
     """The file that is copied from can't be read; carries the system's words."""
 
 
-class Intake:
-    """What is made of a file's bytes as they pass: its SHA-256, and the proof that it is whole."""
-
-    def __init__(self, proof: Proof | None) -> None:
-        self._digest = hashlib.sha256()
-        self._proof = proof
-
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes.
-
-        Raises:
-            Rejected: the proof says that they can't belong to a whole file.
-        """
-        self._digest.update(chunk)
-        if self._proof is not None:
-            self._proof.feed(chunk)
-
-    def finish(self) -> str:
-        """Return the SHA-256 of everything fed.
-
-        Raises:
-            Rejected: the proof says that the file is not whole.
-        """
-        if self._proof is not None:
-            self._proof.finish()
-        return self._digest.hexdigest()
-
-
 class Copier:
     """Copies the files of one staging; `close` it afterwards.
 
     Args:
         durability: begins the writeback of what was copied.
-        proceed: called between pieces; what it raises ends the copy.
+        proceed: called between pieces, on any thread; what it raises ends the copy.
     """
 
     def __init__(self, durability: Durability, proceed: Callable[[], None]) -> None:
         self._durability = durability
         self._proceed = proceed
         self._clones = True
-        self._thread: ThreadPoolExecutor | None = None
+        self._feeding: list[Feeding] = []
 
     def close(self) -> None:
-        """End the thread, if there was need of one; what it has not begun to feed is not fed any more."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
+        """Return once no file is read any more; what is not fed yet is not fed."""
+        for feeding in self._feeding:
+            feeding.give_up()
 
-    def copy(self, source: int, target: int, size: int, intake: Intake) -> Feeding:
+    def copy(self, source: int, target: int, size: int, intake: Intake) -> Copied:
         """Copy a whole file, and feed exactly its bytes to `intake`.
 
         Args:
@@ -97,39 +67,39 @@ class Copier:
             intake: takes the bytes in order.
 
         Returns:
-            What is still to be fed, from the target alone: it must stay open until all of it is done, and
-            each result be asked for (it raises what feeding raised: `Rejected`, or the target's `OSError`).
+            What tells the digest: until it does, target and, if that `needs_source`, source must stay open.
 
         Raises:
             Moved: the source has fewer or more bytes.
-            Rejected: as `Intake.feed`.
+            Rejected: as `Intake.feed` and `Intake.finish`.
             UnreadableSourceError: the source fails to be read.
             OSError: the target fails to be written (or to hold what was written).
         """
         if size < SMALL_BYTES:
             return self._copy_small(source, target, size, intake)
-        if self._clones and self._clone(source, target):
+        if size >= CLONE_BYTES and self._clones and self._clone(source, target):
             return self._take_clone(source, target, size, intake)
         return self._copy_large(source, target, size, intake)
 
-    def write(self, target: int, data: bytes, intake: Intake) -> None:
+    def write(self, target: int, data: bytes, intake: Intake) -> Copied:
         """Write the whole content of a new, empty file, and feed it to `intake`.
 
         Raises:
             OSError, Rejected: as `copy`.
         """
         write_whole(target, data)
-        self._durability.start_writeback(target)
+        if len(data) >= SMALL_BYTES:
+            self._durability.start_writeback(target)
         intake.feed(data)
+        return Copied(intake.finish())
 
-    def _copy_small(self, source: int, target: int, size: int, intake: Intake) -> Feeding:
+    def _copy_small(self, source: int, target: int, size: int, intake: Intake) -> Copied:
         data = b""
         while chunk := read_at(source, size + 1 - len(data), len(data)):  # one more than there should be
             data += chunk
         if len(data) != size:
             raise _moved(size)
-        self.write(target, data, intake)
-        return deque()
+        return self.write(target, data, intake)
 
     def _clone(self, source: int, target: int) -> bool:
         try:
@@ -141,24 +111,20 @@ class Copier:
             return False
         return True
 
-    def _take_clone(self, source: int, target: int, size: int, intake: Intake) -> Feeding:
+    def _take_clone(self, source: int, target: int, size: int, intake: Intake) -> Copied:
         if os.fstat(target).st_size != size:
             raise _moved(size)
         # The clone has no page cache of its own yet: reading it would go to the device.
-        position = 0
-        while position < size:
-            self._proceed()
-            chunk = read_at(source, min(CHUNK_BYTES, size - position), position)
-            if not chunk:
-                raise _moved(size)
-            intake.feed(chunk)
-            position += len(chunk)
-        return deque()
+        feeding = self._feed(intake, partial(_read_source, source, size))
+        for position in range(0, size, PIECE_BYTES):
+            feeding.add(position, min(PIECE_BYTES, size - position))
+        feeding.end()
+        return Copied(feeding, needs_source=True)
 
-    def _copy_large(self, source: int, target: int, size: int, intake: Intake) -> Feeding:
+    def _copy_large(self, source: int, target: int, size: int, intake: Intake) -> Copied:
         position = 0
         in_kernel = True
-        feeding: Feeding = deque()
+        feeding = self._feed(intake, partial(_read_target, target))
         try:
             while position < size:
                 self._proceed()
@@ -168,31 +134,40 @@ class Copier:
                     in_kernel = False
                     copied = _copy_through(source, target, position, length, size)
                 self._durability.start_writeback(target)
-                if size < THREADED_BYTES:
-                    _feed(intake, target, position, copied)
-                else:
-                    feeding.append(self._submit(intake, target, position, copied))
-                while len(feeding) > 1 and feeding[0].done():
-                    feeding.popleft().result()
+                feeding.add(position, copied)
                 position += copied
             _at_end(source, size)
             _no_piece_is_missing(source, target, size)
         except BaseException:
-            give_up(feeding)
+            feeding.give_up()
             raise
+        feeding.end()
+        return Copied(feeding)
+
+    def _feed(self, intake: Intake, read: Callable[[int, int], bytes]) -> Feeding:
+        feeding = Feeding(intake, read, self._proceed)
+        self._feeding.append(feeding)
         return feeding
 
-    def _submit(self, intake: Intake, target: int, position: int, length: int) -> Future[None]:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="digest")
-        return self._thread.submit(_feed, intake, target, position, length)
 
+class Copied:
+    """A file that is in its place, and perhaps not wholly digested yet.
 
-def give_up(feeding: Feeding) -> None:
-    """Return once nothing reads the target any more, so that it can be closed."""
-    for future in feeding:
-        future.cancel()
-    wait(feeding)
+    Attributes:
+        needs_source: whether the source is still read.
+    """
+
+    def __init__(self, digest: str | Feeding, *, needs_source: bool = False) -> None:
+        self._digest = digest
+        self.needs_source = needs_source
+
+    def sha256(self) -> str:
+        """Return the digest, once it is known.
+
+        Raises:
+            Rejected, Moved, UnreadableSourceError, OSError: as `Copier.copy`.
+        """
+        return self._digest if isinstance(self._digest, str) else self._digest.result()
 
 
 def same_content(
@@ -263,7 +238,7 @@ def _copy_range(source: int, target: int, position: int, length: int) -> int:
 def _copy_through(source: int, target: int, position: int, length: int, size: int) -> int:
     copied = 0
     while copied < length:
-        data = read_at(source, min(SMALL_BYTES, length - copied), position + copied)
+        data = read_at(source, min(_THROUGH_BYTES, length - copied), position + copied)
         if not data:
             raise _moved(size)
         _write_all(target, data, position + copied)
@@ -300,14 +275,18 @@ def _write_all(target: int, data: bytes, position: int) -> None:
         position += written
 
 
-def _feed(intake: Intake, target: int, position: int, length: int) -> None:
-    end = position + length
-    while position < end:
-        chunk = os.pread(target, min(CHUNK_BYTES, end - position), position)
-        if not chunk:
-            raise _lost()
-        intake.feed(chunk)
-        position += len(chunk)
+def _read_target(target: int, length: int, position: int) -> bytes:
+    chunk = os.pread(target, length, position)
+    if not chunk:
+        raise _lost()
+    return chunk
+
+
+def _read_source(source: int, size: int, length: int, position: int) -> bytes:
+    chunk = read_at(source, length, position)
+    if not chunk:
+        raise _moved(size)
+    return chunk
 
 
 def _read_back(target: int, length: int, position: int) -> bytes:

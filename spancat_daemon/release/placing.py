@@ -7,13 +7,16 @@ import os
 import stat
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from spancat_daemon.checkpoint.tree import shown
 from spancat_daemon.errors import Moved, Rejected, SpancatDaemonError, name_place
-from spancat_daemon.release.copying import Copier, Intake, UnreadableSourceError, same_content
+from spancat_daemon.release.copying import Copier, UnreadableSourceError, same_content
+from spancat_daemon.release.digesting import Intake
 from spancat_daemon.release.manifest import MODEL_NAME, FileDigest
+from spancat_daemon.release.syncing import sync_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from spancat_daemon.checkpoint.contents import Plan, Planned
     from spancat_daemon.checkpoint.tree import Source
-    from spancat_daemon.release.copying import Feeding
+    from spancat_daemon.release.copying import Copied
     from spancat_daemon.release.durability import Durability
     from spancat_daemon.release.folder import Release
 
@@ -52,13 +55,36 @@ class Abandoned(SpancatDaemonError):  # noqa: N818  # a wish of the caller, not 
 
 @dataclass(slots=True)
 class _New:
-    """A file that was written, and is not on stable storage yet, nor wholly digested."""
+    """A file that was written, and is not on stable storage yet, nor wholly digested.
+
+    Attributes:
+        path: relative.
+        size: its length.
+        fd: it, open.
+        source: what it is a copy of, open as long as that is read.
+        copied: tells its digest.
+    """
 
     path: str
     size: int
     fd: int
-    intake: Intake
-    feeding: Feeding = field(default_factory=deque)
+    source: int | None = None
+    copied: Copied | None = None
+
+    def sha256(self) -> str:
+        assert self.copied is not None  # noqa: S101  # what could not be copied has ended the staging
+        digest = self.copied.sha256()
+        self._let_source_go()
+        return digest
+
+    def close(self) -> None:
+        self._let_source_go()
+        os.close(self.fd)
+
+    def _let_source_go(self) -> None:
+        if self.source is not None:
+            source, self.source = self.source, None
+            os.close(source)
 
 
 class Placing:
@@ -97,7 +123,7 @@ class Placing:
     def __exit__(self, *_: object) -> None:
         self._copier.close()  # first: nothing may read a descriptor that is closed, or another file's by then
         for new in self._new:
-            os.close(new.fd)
+            new.close()
         if self._previous is not None:
             os.close(self._previous)
         os.close(self._root)
@@ -117,6 +143,10 @@ class Placing:
                 self._add(planned)
         with self._saying(MODEL_NAME):
             self._link_model(plan.model_file)
+        for new in self._new:
+            if new.source is not None:
+                with self._saying(new.path):
+                    new.sha256()
 
     def conclude(self) -> None:
         """Make the bytes of all new files stay, and have their digests and proofs.
@@ -125,8 +155,20 @@ class Placing:
             Rejected: a file is not whole.
             OSError: it could not be made to stay; never to be tried again.
         """
+        # Digesting goes on meanwhile: it only reads.
+        sync_all([partial(self._sync, new) for new in self._new])
         while self._new:
-            self._conclude_oldest()
+            new = self._new[0]
+            with self._saying(new.path):
+                self._proceed()
+                self.files[new.path] = FileDigest(sha256=new.sha256(), bytes=new.size)
+            self._new.popleft()
+            new.close()
+
+    def _sync(self, new: _New) -> None:
+        with self._saying(new.path):
+            self._proceed()
+            self._durability.sync_file(new.fd)
 
     def _add(self, planned: Planned) -> None:
         fd = self._source.open_file(planned.source) if planned.source is not None else None
@@ -134,8 +176,8 @@ class Placing:
             digest = self._link(planned, fd)
             if digest is not None:
                 self.files[planned.path] = digest
-            else:
-                self._copy(planned, fd)
+            elif self._copy(planned, fd).needs_source:
+                self._new[-1].source, fd = fd, None
         finally:
             if fd is not None:
                 os.close(fd)
@@ -182,36 +224,24 @@ class Placing:
         self.linked.append(path)
         return True
 
-    def _copy(self, planned: Planned, fd: int | None) -> None:
+    def _copy(self, planned: Planned, fd: int | None) -> Copied:
         intake = Intake(planned.proof() if planned.proof is not None else None)
-        new = self._create(planned.path, planned_bytes(planned), intake)
+        new = self._create(planned.path, planned_bytes(planned))
         if fd is not None:
-            new.feeding = self._copier.copy(fd, new.fd, new.size, intake)
+            new.copied = self._copier.copy(fd, new.fd, new.size, intake)
         else:
-            self._copier.write(new.fd, planned.data or b"", intake)
+            new.copied = self._copier.write(new.fd, planned.data or b"", intake)
+        return new.copied
 
-    def _create(self, path: str, size: int, intake: Intake) -> _New:
-        while len(self._new) >= _OPEN_AT_ONCE:
-            self._conclude_oldest()
+    def _create(self, path: str, size: int) -> _New:
+        if len(self._new) >= _OPEN_AT_ONCE:
+            self.conclude()
         fd = os.open(path, CREATE, FILE_MODE, dir_fd=self._root)
-        new = _New(path, size, fd, intake)
+        new = _New(path, size, fd)
         self._new.append(new)
         os.fchmod(fd, FILE_MODE)  # whatever the umask
         self.bytes_written += size
         return new
-
-    def _conclude_oldest(self) -> None:
-        new = self._new[0]
-        with self._saying(new.path):
-            self._proceed()
-            # Digesting goes on meanwhile: it only reads.
-            self._durability.sync_file(new.fd)
-            while new.feeding:
-                self._proceed()
-                new.feeding.popleft().result()
-            self.files[new.path] = FileDigest(sha256=new.intake.finish(), bytes=new.size)
-        self._new.popleft()
-        os.close(new.fd)
 
     def _link_model(self, model: str) -> None:
         """Give the model file its second name, ``model.bin``."""
@@ -231,11 +261,11 @@ class Placing:
         digest = self.files[model]
         fd = os.open(model, _OPEN_PREVIOUS, dir_fd=self._root)
         try:
-            new = self._create(MODEL_NAME, digest.bytes, Intake(None))
-            new.feeding = self._copier.copy(fd, new.fd, new.size, new.intake)
+            new = self._create(MODEL_NAME, digest.bytes)
+            new.copied = self._copier.copy(fd, new.fd, new.size, Intake(None))
+            self.conclude()
         finally:
             os.close(fd)
-        self.conclude()
         if self.files[MODEL_NAME] != digest:
             raise OSError(errno.EIO, "reads otherwise than it was written", str(self._path / model))
 

@@ -7,6 +7,7 @@ import secrets
 import stat
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from spancat_daemon.checkpoint.contents import Plan, Planned
@@ -28,6 +29,7 @@ from spancat_daemon.release.placing import (
     planned_bytes,
 )
 from spancat_daemon.release.removal import remove_tree
+from spancat_daemon.release.syncing import sync_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -299,18 +301,27 @@ def seal(staged: Staged, manifest: Manifest, durability: Durability = DURABLE) -
             durability.sync_file(fd)
         finally:
             os.close(fd)
-        for directory in sorted(directories_of(staged.files), key=lambda path: (-path.count("/"), path)):
-            fd = os.open(directory, OPEN_DIRECTORY, dir_fd=root)
-            try:
-                durability.sync_directory(fd)
-            finally:
-                os.close(fd)
+        # From the bottom up, and all of one depth at once.
+        for _, level in groupby(sorted(directories_of(staged.files), key=_height), key=_height):
+            sync_all([partial(_sync_directory, root, directory, durability) for directory in level])
         durability.sync_directory(root)
     except OSError as error:
         name_place(error, staged.path)
         raise
     finally:
         os.close(root)
+
+
+def _height(directory: str) -> int:
+    return -directory.count("/")
+
+
+def _sync_directory(root: int, directory: str, durability: Durability) -> None:
+    fd = os.open(directory, OPEN_DIRECTORY, dir_fd=root)
+    try:
+        durability.sync_directory(fd)
+    finally:
+        os.close(fd)
 
 
 def discard(staged: Staged) -> None:

@@ -17,6 +17,7 @@ from spancat_daemon.release.current import CannotSwap, Kind, lead_to, supports_e
 from spancat_daemon.release.durability import DURABLE
 from spancat_daemon.release.folder import Release
 from spancat_daemon.release.removal import remove_tree
+from spancat_daemon.release.syncing import sync_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,8 +85,12 @@ def publish(  # each is a thing of its own, and all are named
     data = swap.commit_data(release, before, {"trigger": manifest.trigger, **details})
     staged.path.rename(final)
     try:
-        durability.sync_directory_at(staged.path.parent)
-        durability.sync_directory_at(folder.releases_path)
+        sync_all(
+            [
+                lambda: durability.sync_directory_at(folder.releases_path),
+                lambda: durability.sync_directory_at(staged.path.parent),
+            ]
+        )
         history.append("intent", data)
     except Exception:
         with contextlib.suppress(OSError):  # else recovery does it: no record names this release

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import threading
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,15 +12,15 @@ import pytest
 from spancat_daemon.errors import Moved, Rejected
 from spancat_daemon.release.copying import (
     CHUNK_BYTES,
+    CLONE_BYTES,
     PIECE_BYTES,
     SMALL_BYTES,
-    THREADED_BYTES,
     Copier,
-    Intake,
     UnreadableSourceError,
-    give_up,
     same_content,
 )
+from spancat_daemon.release.digesting import CHUNK_BYTES as FED_BYTES
+from spancat_daemon.release.digesting import Intake
 from spancat_daemon.release.durability import DURABLE
 from tests.unit.release.staging_scene import no_descriptors_lost, sha256
 
@@ -27,16 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from spancat_daemon.release.copying import Feeding
-
 LENGTHS = [
     0,
     1,
     CHUNK_BYTES,
     SMALL_BYTES - 1,
     SMALL_BYTES,
-    THREADED_BYTES,
     SMALL_BYTES + 1,
+    FED_BYTES,
+    FED_BYTES + 1,
     PIECE_BYTES + 1,
     9 * PIECE_BYTES,
 ]
@@ -97,19 +97,9 @@ def copier() -> Iterator[Copier]:
     copier.close()
 
 
-def finish(feeding: Feeding) -> None:
-    try:
-        for future in feeding:
-            future.result()
-    finally:
-        give_up(feeding)
-
-
 def copied(copier: Copier, pair: Files, data: bytes) -> None:
     proof = Collecting()
-    intake = Intake(proof)
-    finish(copier.copy(pair.source, pair.target, len(data), intake))
-    assert intake.finish() == sha256(data)
+    assert copier.copy(pair.source, pair.target, len(data), Intake(proof)).sha256() == sha256(data)
     assert proof.fed == data
     assert proof.finished
     assert pair.target_path.read_bytes() == data
@@ -187,11 +177,11 @@ def test_a_clone_where_the_file_system_can(
     copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What btrfs and xfs do, done by hand; the real ones are in tests/integration."""
-    data = os.urandom(2 * SMALL_BYTES)
+    data = os.urandom(2 * CLONE_BYTES)
 
     def clone(target: int, request: int, source: int) -> int:
         assert request == 0x40049409
-        os.pwrite(target, os.pread(source, 10 * SMALL_BYTES, 0), 0)
+        os.pwrite(target, os.pread(source, 10 * CLONE_BYTES, 0), 0)
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", clone)
@@ -211,7 +201,7 @@ def test_asks_once_for_clones(copier: Copier, files: Any, monkeypatch: pytest.Mo
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(fcntl, "ioctl", refused)
-    data = os.urandom(2 * SMALL_BYTES)
+    data = os.urandom(2 * CLONE_BYTES)
     pair = files(data)
     copied(copier, pair, data)
     os.ftruncate(pair.target, 0)
@@ -227,7 +217,7 @@ def test_a_write_that_is_lost_is_found(
     monkeypatch.setattr(os, "copy_file_range", lambda _s, _t, n, _i, _o: n)
     pair = files(os.urandom(length))
     with pytest.raises(OSError, match="does not hold what was written"):
-        finish(copier.copy(pair.source, pair.target, length, Intake(None)))
+        copier.copy(pair.source, pair.target, length, Intake(None)).sha256()
 
 
 def test_a_piece_that_is_lost_is_missed_though_it_is_digested_late(
@@ -247,10 +237,10 @@ def test_a_piece_that_is_lost_is_missed_though_it_is_digested_late(
             super().feed(chunk)
 
     monkeypatch.setattr(os, "copy_file_range", losing)
-    size = THREADED_BYTES + PIECE_BYTES
+    size = 4 * PIECE_BYTES
     pair = files(os.urandom(size))
     with pytest.raises(OSError, match="does not hold what was written"):
-        finish(copier.copy(pair.source, pair.target, size, Intake(Late())))
+        copier.copy(pair.source, pair.target, size, Intake(Late())).sha256()
 
 
 def test_a_hole_of_the_source_is_none_of_the_copy_s_making(copier: Copier, files: Any) -> None:
@@ -283,15 +273,15 @@ def test_a_proof_that_fails_ends_the_copy(copier: Copier, files: Any, length: in
     proof = Refusing()
     pair = files(os.urandom(length))
     with pytest.raises(Rejected, match="is cut off"):
-        finish(copier.copy(pair.source, pair.target, length, Intake(proof)))
-    assert len(proof.fed) <= CHUNK_BYTES * (1 + length // PIECE_BYTES)
+        copier.copy(pair.source, pair.target, length, Intake(proof)).sha256()
+    assert len(proof.fed) <= FED_BYTES
 
 
 def test_a_source_that_can_not_be_read(files: Any, copier: Copier) -> None:
     pair = files(b"data")
     directory = os.open("/", os.O_RDONLY)
     try:
-        for length in (4, 2 * SMALL_BYTES):
+        for length in (4, 2 * SMALL_BYTES, 2 * CLONE_BYTES):
             with pytest.raises(UnreadableSourceError, match="Is a directory"):
                 copier.copy(directory, pair.target, length, Intake(None))
         with pytest.raises(UnreadableSourceError, match="Is a directory"):
@@ -336,7 +326,64 @@ def test_stops_at_the_first_difference(files: Any) -> None:
     assert len(pieces) == 2
 
 
-def test_starts_no_thread_for_small_files(copier: Copier, files: Any) -> None:
-    data = os.urandom(SMALL_BYTES - 1)
-    copied(copier, files(data), data)
-    assert copier._thread is None
+@pytest.mark.parametrize(("length", "elsewhere"), [(SMALL_BYTES - 1, False), (SMALL_BYTES, True)])
+def test_digests_larger_files_on_another_thread(
+    copier: Copier, files: Any, length: int, *, elsewhere: bool
+) -> None:
+    class Noting(Collecting):
+        def feed(self, chunk: bytes) -> None:
+            super().feed(chunk)
+            fed_by.add(threading.current_thread())
+
+    fed_by: set[threading.Thread] = set()
+    pair = files(os.urandom(length))
+    copier.copy(pair.source, pair.target, length, Intake(Noting())).sha256()
+    assert (fed_by != {threading.current_thread()}) is elsewhere
+
+
+def test_files_are_digested_side_by_side(copier: Copier, files: Any, tmp_path: Path) -> None:
+    """Each proof waits for the other one to have begun."""
+    begun = threading.Barrier(2, timeout=30)
+
+    class Meeting(Collecting):
+        def feed(self, chunk: bytes) -> None:
+            if not self.fed:
+                begun.wait()
+            super().feed(chunk)
+
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one processor")
+    data = os.urandom(SMALL_BYTES)
+    (tmp_path / "other").mkdir()
+    pair = files(data)
+    with (tmp_path / "other" / "target").open("x+b") as other:
+        both = [
+            copier.copy(pair.source, target, SMALL_BYTES, Intake(Meeting()))
+            for target in (pair.target, other.fileno())
+        ]
+        assert [one.sha256() for one in both] == [sha256(data)] * 2
+
+
+def test_what_is_not_fed_yet_when_it_ends_is_not_fed(files: Any) -> None:
+    copier, begun, going_on = Copier(DURABLE, lambda: None), threading.Event(), threading.Event()
+
+    class Waiting(Collecting):
+        def feed(self, chunk: bytes) -> None:
+            begun.set()
+            assert going_on.wait(30)
+            super().feed(chunk)
+
+    proof = Waiting()
+    data = os.urandom(3 * PIECE_BYTES)
+    pair = files(data)
+    copy = copier.copy(pair.source, pair.target, len(data), Intake(proof))
+    assert begun.wait(30)
+    closing = threading.Thread(target=copier.close)
+    closing.start()
+    assert closing.is_alive()  # it would not be, had it not to wait for the read under way
+    going_on.set()
+    closing.join(30)
+    assert not closing.is_alive()
+    assert len(proof.fed) < len(data)
+    with pytest.raises(CancelledError):
+        copy.sha256()

@@ -18,6 +18,7 @@ from spancat_daemon.release.copying import PIECE_BYTES
 from spancat_daemon.release.durability import Durability
 from spancat_daemon.release.manifest import content_digest, read
 from spancat_daemon.release.staging import Abandoned, Lacking, discard, seal
+from spancat_daemon.release.syncing import AT_ONCE as SYNCS_AT_ONCE
 from tests.unit.release.staging_scene import (
     FILES,
     MODEL,
@@ -41,10 +42,15 @@ SHM = Path("/dev/shm")  # noqa: S108  # another file system is wanted, not a tem
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
-    threads = threading.active_count()
+    threads = _passing_threads()
     with no_descriptors_lost():
         yield
-    assert threading.active_count() == threads
+    assert _passing_threads() == threads
+
+
+def _passing_threads() -> set[threading.Thread]:
+    """All but those that are kept for the next staging."""
+    return {one for one in threading.enumerate() if not one.name.startswith(("digest_", "sync_"))}
 
 
 @pytest.fixture
@@ -460,7 +466,7 @@ class TestMoved:
             subprocess.run(["rm", "-r", str(scene.checkpoint)], check=True)
 
         with pytest.raises((Moved, Vanished)):
-            scene.stage(proofs={MODEL: Meddling(first=remove)})
+            scene.stage(proofs={"tokenizer": Meddling(first=remove)})
         assert scene.left() == []
 
 
@@ -579,7 +585,7 @@ class TestDurability:
             scene.stage(durability=failing)
         assert Path(caught.value.filename).name == name
         assert len(failing.calls) == len(set(failing.calls))  # never tried again
-        assert failing.calls[-1][1].name == name
+        assert name in {path.name for _, path in failing.calls}
         assert scene.left() == []
 
     @pytest.mark.parametrize("name", ["release.json", "vocab"])
@@ -628,7 +634,8 @@ class TestGivenUp:
 
         with pytest.raises(Abandoned):
             scene.stage(abandoned=abandoned)
-        assert asked == after + 1
+        # Who copies, digests and syncs asks each for itself, and no more than once after the answer.
+        assert after < asked <= after + 1 + len(os.sched_getaffinity(0)) + SYNCS_AT_ONCE
         assert scene.left() == []
 
     def test_what_can_not_be_removed_is_said(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from spancat_daemon.release.syncing import AT_ONCE, sync_all
+from spancat_daemon.release.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def failing(reason: str) -> Callable[[], None]:
+    def fail() -> None:
+        raise OSError(reason)
+
+    return fail
+
+
+def test_nothing_to_sync() -> None:
+    sync_all([])
+
+
+@pytest.mark.parametrize("count", [1, 2, AT_ONCE + 1, 5 * AT_ONCE])
+def test_each_is_made_once(count: int) -> None:
+    made: list[int] = []
+    sync_all([lambda number=number: made.append(number) for number in range(count)])  # type: ignore[misc]
+    assert sorted(made) == list(range(count))
+
+
+def test_they_wait_at_the_same_time() -> None:
+    """Each waits until all of them have begun."""
+    all_of_them = threading.Barrier(AT_ONCE + 1, timeout=30)
+
+    def wait() -> None:
+        all_of_them.wait()
+
+    sync_all([wait] * (AT_ONCE + 1))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_failure_is_raised_once_all_have_ended(place: int) -> None:
+    others_began, ended = threading.Event(), []
+
+    def lasting() -> None:
+        others_began.set()
+        ended.append(threading.current_thread())
+
+    def late_failure() -> None:
+        assert others_began.wait(30)
+        raise OSError("the disk is gone")
+
+    syncs: list[Callable[[], None]] = [lasting, lasting]
+    syncs.insert(place, late_failure)
+    with pytest.raises(OSError, match="the disk is gone"):
+        sync_all(syncs)
+    began = len(ended)
+    assert began >= 1
+    Threads("after", at_most=1).submit(int).result()
+    assert len(ended) == began  # nothing goes on
+
+
+def test_the_first_of_several_failures() -> None:
+    with pytest.raises(OSError, match="the first"):
+        sync_all([int, failing("the first"), failing("the second")])  # type: ignore[list-item]
+
+
+def test_the_threads_are_kept() -> None:
+    threads = Threads("kept", at_most=1)
+    first = threads.submit(threading.get_ident).result()
+    assert threads.submit(threading.get_ident).result() == first
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    threads = Threads("forked", at_most=1)
+    threads.submit(int).result()
+    child = os.fork()
+    if child == 0:
+        os._exit(threads.submit(lambda: 7).result(30))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
