@@ -141,10 +141,11 @@ class State:
                 poll_s=FALLBACK_POLL_S,
             )
             out.dirty[key] = None
-            self.retry_delay_s = FIRST_RETRY_S
+            self.retry_at, self.retry_delay_s = now, FIRST_RETRY_S
         self.fault = fault
-        self.retry_at = now + self.retry_delay_s
-        self.retry_delay_s = min(self.retry_delay_s * 2, LONGEST_RETRY_S)
+        if now >= self.retry_at:  # a look that an event asked for in between puts nothing off
+            self.retry_at = now + self.retry_delay_s
+            self.retry_delay_s = min(self.retry_delay_s * 2, LONGEST_RETRY_S)
 
 
 def where(watched: Watched) -> tuple[Identity | None, frozenset[Identity] | None]:
