@@ -30,8 +30,8 @@ setup: $(STAMP)  ## the environment in .venv, as requirements.lock pins it
 
 # Debian's packages that tests and benchmarks drive; what is missing they skip, and name. As it is where it is there:
 # a test suite has no business upgrading a machine.
-TEST_TOOLS := strace gcc libc6-dev util-linux e2fsprogs xfsprogs btrfs-progs systemd dbus polkitd logrotate rsync curl openssl
-BENCH_TOOLS := valgrind inotify-tools lsyncd restic borgbackup
+TEST_TOOLS := strace valgrind gcc libc6-dev util-linux e2fsprogs xfsprogs btrfs-progs systemd dbus polkitd logrotate rsync curl openssl
+BENCH_TOOLS := inotify-tools lsyncd restic borgbackup
 
 tools:  ## as root on Debian: the programs that tests and benchmarks drive besides Python's
 	@export DEBIAN_FRONTEND=noninteractive
@@ -118,7 +118,7 @@ bench: $(STAMP)  ## the measurements of tests/benchmarks, and docs/performance.m
 	@export SPANCAT_DAEMON_BENCH="$(CURDIR)/$(PERFORMANCE:.md=)" SPANCAT_DAEMON_BENCH_LONGER="$(LONGER)"
 	mkdir -p "$$SPANCAT_DAEMON_BENCH"
 	failed=0
-	$(BIN)/pytest -m "benchmark and not instructions" -p no:cacheprovider --durations=0 -s tests/benchmarks $(ARGS) || failed=$$?
+	$(BIN)/pytest -m benchmark -p no:cacheprovider --durations=0 -s tests/benchmarks $(ARGS) || failed=$$?
 	$(BIN)/python -m tests.benchmarks.report $(PERFORMANCE)
 	exit $$failed
 
