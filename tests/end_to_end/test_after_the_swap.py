@@ -123,8 +123,8 @@ def test_a_probation_that_was_cut_short_is_taken_up_by_the_next_start(tmp_path: 
         (second,) = daemon.wait_for("release.overwrite")
         daemon.wait_for("notification.done")
         replace_checkpoint(tmp_path, 2)  # a newer one waits for its end
-        status = run("status", "--json", config=config)
-        assert '"probation"' in status.stdout
+        # At the very moment of a look it says that
+        until(lambda: '"probation"' in run("status", "--json", config=config).stdout)
         if by == "kill":
             daemon.kill()
     assert live(deploy) == second["release"]
