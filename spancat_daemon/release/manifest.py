@@ -19,11 +19,11 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
 import orjson
 
@@ -31,17 +31,13 @@ from spancat_daemon import frugal_json
 from spancat_daemon.errors import SpancatDaemonError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-_T = TypeVar("_T")
 
 MANIFEST_NAME: Final = "release.json"
 MODEL_NAME: Final = "model.bin"
 SCHEMA: Final = 1
 MANIFEST_LIMIT_BYTES: Final = 64 << 20  # 10,000 files with long names and as many labels stay below 10 MB
 
-_REQUIRED: Final = object()
 _REMEMBERED_BYTES: Final = 16 << 10  # a usual one has 4 KiB; 128 of the largest ones take some 10 MB
 _DEEPEST = 32  # of metrics and verdicts; beyond it lies nonsense, and the recursion limit
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -241,36 +237,7 @@ def parse(raw: bytes, *, where: str) -> Manifest:
             where=where,
             hint="a newer spancat-daemon made this release: use that one",
         )
-    reader = _Reader(document, where)
-    manifest = Manifest(
-        schema=reader.take("schema", "the number 1", _schema),
-        id=reader.take("id", "a release id", _release_name),
-        sequence=reader.take("sequence", "a positive integer", _positive),
-        rule=reader.text("rule"),
-        created_at=reader.take("created_at", "a time like 2026-11-22T11:30:45.000000Z", _time),
-        trigger=reader.text("trigger"),
-        forced=reader.flag("forced"),
-        changed=reader.flag("changed"),
-        source=reader.text("source"),
-        contents=reader.text("contents"),
-        component=reader.text("component"),
-        factory=reader.text("factory"),
-        labels=reader.texts("labels"),
-        spans_key=reader.text("spans_key"),
-        threshold=reader.take("threshold", "a number or null", _threshold),
-        lang=reader.text("lang"),
-        pipeline=reader.texts("pipeline"),
-        spacy_version=reader.text("spacy_version"),
-        verifier=reader.take("verifier", "an object of strings or null", _versions),
-        metrics=reader.take("metrics", "an object", _object),
-        metrics_may_be_stale=reader.flag("metrics_may_be_stale"),
-        files=reader.take("files", "an object of {sha256, bytes} by relative path", _files),
-        model_sha256=reader.take("model_sha256", "a SHA-256", _sha256),
-        content_sha256=reader.take("content_sha256", "a SHA-256", _sha256),
-        previous=reader.take("previous", "a string or null", _text_or_none),
-        verification=reader.take("verification", "an object", _object),
-        derived_from=reader.take("derived_from", "a SHA-256 or null", _sha256_or_none, default=None),
-    )
+    manifest = Manifest(**_checked(document, where))
     if parse_release_id(manifest.id) != manifest.sequence:
         raise BadManifest(f"says sequence {manifest.sequence} and id {manifest.id!r}", where=where)
     if content_digest(manifest.files) != manifest.content_sha256:
@@ -278,6 +245,20 @@ def parse(raw: bytes, *, where: str) -> Manifest:
             "content_sha256 is not the digest of its files: it was changed after it was made", where=where
         )
     return manifest
+
+
+def _checked(document: Mapping[str, Any], where: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, (wanted, check) in _FIELDS.items():
+        if key not in document:
+            if key in _LATER:
+                continue
+            raise BadManifest(f"lacks {key!r}", where=where)
+        try:
+            values[key] = check(document[key])
+        except _Wrong:
+            raise BadManifest(f"{key!r} is not {wanted}", where=where) from None
+    return values
 
 
 @lru_cache(maxsize=128)
@@ -293,32 +274,6 @@ def forget() -> None:
 
 class _Wrong(Exception):  # noqa: N818  # never leaves this module
     """A value of another type than its key asks for."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Takes values out of a JSON object, and says which key was wrong and what it should hold."""
-
-    document: Mapping[str, Any]
-    where: str
-
-    def take(self, key: str, wanted: str, check: Callable[[Any], _T], *, default: Any = _REQUIRED) -> _T:
-        value = self.document.get(key, default)
-        if value is _REQUIRED:
-            raise BadManifest(f"lacks {key!r}", where=self.where)
-        try:
-            return check(value)
-        except _Wrong:
-            raise BadManifest(f"{key!r} is not {wanted}", where=self.where) from None
-
-    def text(self, key: str) -> str:
-        return self.take(key, "a string", _text)
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        return self.take(key, "a list of strings", _texts)
-
-    def flag(self, key: str) -> bool:
-        return self.take(key, "true or false", _flag)
 
 
 def _schema(value: Any) -> int:
@@ -417,6 +372,41 @@ def _files(value: Any) -> dict[str, FileDigest]:
 
 def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+_FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
+    "schema": ("the number 1", _schema),
+    "id": ("a release id", _release_name),
+    "sequence": ("a positive integer", _positive),
+    "rule": ("a string", _text),
+    "created_at": ("a time like 2026-11-22T11:30:45.000000Z", _time),
+    "trigger": ("a string", _text),
+    "forced": ("true or false", _flag),
+    "changed": ("true or false", _flag),
+    "source": ("a string", _text),
+    "contents": ("a string", _text),
+    "component": ("a string", _text),
+    "factory": ("a string", _text),
+    "labels": ("a list of strings", _texts),
+    "spans_key": ("a string", _text),
+    "threshold": ("a number or null", _threshold),
+    "lang": ("a string", _text),
+    "pipeline": ("a list of strings", _texts),
+    "spacy_version": ("a string", _text),
+    "verifier": ("an object of strings or null", _versions),
+    "metrics": ("an object", _object),
+    "metrics_may_be_stale": ("true or false", _flag),
+    "files": ("an object of {sha256, bytes} by relative path", _files),
+    "model_sha256": ("a SHA-256", _sha256),
+    "content_sha256": ("a SHA-256", _sha256),
+    "previous": ("a string or null", _text_or_none),
+    "verification": ("an object", _object),
+    "derived_from": ("a SHA-256 or null", _sha256_or_none),
+}
+"""What each key must hold, and what takes it from JSON or raises `_Wrong`."""
+
+_LATER: Final = frozenset({"derived_from"})
+"""Keys that earlier versions of this schema did not write."""
 
 
 def plain(value: Any, depth: int = 0) -> Any:  # one line for each kind of JSON value

@@ -50,10 +50,13 @@ IN_THE_WAY: Final = {
         "A daemon that starts looks where each checkpoint is and watches it, directory by directory: 0.3 ms of processor time "
         "each. A checkpoint that has no release yet holds about 8 KB: its watches, what was last seen of it, its lane."
     ),
-    "many": "10,000 manifests are 10,000 files to be opened and parsed, by a process that has none of them yet.",
+    "many": (
+        "10,000 manifests are 10,000 files to be opened, and each is checked to its last digest before it counts: that takes some "
+        "100 µs each, of which opening and reading are 7 µs and JSON 5 µs. A daemon remembers what it has read."
+    ),
     "commands": (
-        "Nearly all of it is processor time of importing (`--version`, which imports next to nothing, takes a quarter of it), not "
-        "of reading releases: a folder of 10 takes as long as one of 1,000."
+        "Nearly all of it is importing, not reading releases: of its 940 million instructions 40 are Python's own start, 220 Typer's "
+        "import, 440 pydantic's, and 90 the models of daemon.toml. Two libraries that are worth more than these milliseconds."
     ),
 }
 
