@@ -148,7 +148,7 @@ def test_commands_that_only_read_start_without_what_they_do_not_need(
 ) -> None:
     ended, found = imported("-c", deployed.config, *arguments.split())
     assert ended == code
-    assert not found & (HEAVY | {"tempfile", "difflib"})
+    assert not found & HEAVY
 
 
 def test_snapshot_prints_the_id_of_what_is_live_then(site: Site) -> None:
