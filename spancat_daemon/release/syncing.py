@@ -15,6 +15,7 @@ from spancat_daemon.release.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
 AT_ONCE: Final = 8
 """How many calls wait at the same time, beside one of whoever waits for them."""
@@ -32,8 +33,9 @@ def sync_all(syncs: Sequence[Callable[[], None]]) -> None:
     if not syncs:
         return
     own, *others = syncs
-    begun = [_THREADS.submit(sync) for sync in others]
+    begun: list[Future[None]] = []
     try:
+        begun += (_THREADS.submit(sync) for sync in others)
         own()
         for sync in begun:
             sync.result()

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from spancat_daemon.checkpoint.configuration import parse_config
 from spancat_daemon.checkpoint.settle import examine, file_clock_ns
 from spancat_daemon.checkpoint.spool import open_checkpoint
 from spancat_daemon.config.expand import Target
@@ -36,6 +37,13 @@ def scan(times: int, _folder: Path, checkpoint: Path) -> None:
                 source, writer="spacy", settle_s=0, now_ns=file_clock_ns, previous=None, unchanged_s=None
             )
         assert not hasattr(found, "reason"), found
+
+
+def configuration(times: int, _folder: Path, checkpoint: Path) -> None:
+    """Reading a config.cfg that was not read before."""
+    text = (checkpoint / "config.cfg").read_bytes()
+    for number in range(times):
+        assert parse_config(text + b"\n# %d\n" % number)["nlp"]
 
 
 def unchanged(times: int, folder: Path, checkpoint: Path) -> None:
@@ -89,7 +97,7 @@ def event(times: int, _folder: Path, _checkpoint: Path) -> None:
 
 
 PATHS: Final[dict[str, Callable[[int, Path, Path], None]]] = {
-    path.__name__: path for path in (scan, unchanged, swap, retention, event)
+    path.__name__: path for path in (scan, configuration, unchanged, swap, retention, event)
 }
 
 

@@ -74,6 +74,49 @@ def test_the_threads_are_kept() -> None:
     assert threads.submit(threading.get_ident).result() == first
 
 
+def test_a_thread_without_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads("fleeting", at_most=1, idle_s=0.001)
+    first = threads.submit(threading.current_thread).result()
+    first.join(30)
+    assert not first.is_alive()
+    assert threads.submit(int).result(30) == 0  # by another one
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        none = Threads("none", at_most=1)
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(OSError, match="can't start new thread"):
+            none.submit(int)
+    assert none.submit(lambda: 1).result(30) == 1
+
+
+def test_there_are_no_more_than_that() -> None:
+    threads, going_on = Threads("few", at_most=2), threading.Event()
+
+    def wait() -> threading.Thread:
+        assert going_on.wait(30)
+        return threading.current_thread()
+
+    waiting = [threads.submit(wait) for _ in range(6)]
+    going_on.set()
+    assert 1 <= len({one.result(30) for one in waiting}) <= 2
+
+
+def test_what_is_cancelled_is_not_made() -> None:
+    threads, going_on = Threads("cancelled", at_most=1), threading.Event()
+    made: list[int] = []
+    first = threads.submit(going_on.wait, 30)
+    second = threads.submit(made.append, 2)
+    third = threads.submit(made.append, 3)
+    assert second.cancel()
+    going_on.set()
+    third.result(30)
+    assert first.result(30)
+    assert made == [3]
+
+
 def test_a_forked_child_has_threads_of_its_own() -> None:
     threads = Threads("forked", at_most=1)
     threads.submit(int).result()
