@@ -22,6 +22,7 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _SYNC_FILE_RANGE_WRITE = 2
+_STATFS_BYTES = 256  # the largest struct statfs has 120
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -82,6 +83,17 @@ class Durability:
 
 
 DURABLE = Durability()
+
+
+def file_system_type(path: Path) -> int:
+    """Return what statfs(2) says of the file system that something lies on, a number of linux/magic.h.
+
+    Zero if it says nothing.
+    """
+    found = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.statfs(os.fsencode(path), found) != 0:
+        return 0
+    return ctypes.c_ulong.from_buffer(found).value & 0xFFFFFFFF  # the first field, everywhere
 
 
 def rename_exchange(a: Path, b: Path) -> None:

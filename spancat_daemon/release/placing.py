@@ -156,7 +156,7 @@ class Placing:
             OSError: it could not be made to stay; never to be tried again.
         """
         # Digesting goes on meanwhile: it only reads.
-        sync_all([partial(self._sync, new) for new in self._new])
+        sync_all([partial(self._sync, new) for new in self._new], on=self._path)
         while self._new:
             new = self._new[0]
             with self._saying(new.path):

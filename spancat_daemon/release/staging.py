@@ -303,7 +303,9 @@ def seal(staged: Staged, manifest: Manifest, durability: Durability = DURABLE) -
             os.close(fd)
         # From the bottom up, and all of one depth at once.
         for _, level in groupby(sorted(sorted(directories_of(staged.files)), key=_height), key=_height):
-            sync_all([partial(_sync_directory, root, directory, durability) for directory in level])
+            sync_all(
+                [partial(_sync_directory, root, directory, durability) for directory in level], on=staged.path
+            )
         durability.sync_directory(root)
     except OSError as error:
         name_place(error, staged.path)

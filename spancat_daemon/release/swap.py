@@ -89,7 +89,8 @@ def publish(  # each is a thing of its own, and all are named
             [
                 lambda: durability.sync_directory_at(folder.releases_path),
                 lambda: durability.sync_directory_at(staged.path.parent),
-            ]
+            ],
+            on=folder.path,
         )
         history.append("intent", data)
     except Exception:

@@ -20,7 +20,7 @@ IN_THE_WAY: Final = {
         "counted on a busy machine on which `cp -r` took 6.5) is the copy itself, some 7,500 calls of Python, and the kernel's part "
         "of the fsyncs. And waiting: files, manifest, directories, their root, both parents of the new release, intent, swap and "
         "commit are made to stay one after the other, since each says something of those before it: eight waits for the device "
-        "(22 before fsyncs were made at once), where `sync -f` is one or two. On xfs and btrfs that is most of the time."
+        "(22 before fsyncs were made at once), where `sync -f` is one or two. On xfs and btrfs that is most of the time; btrfs, where fsyncs at once take longer, has one after the other for each file, too."
     ),
     "1_gb": (
         "Memory: a page is copied, read again to be hashed (what was lost on the way shows only there), and written. Nearly all "

@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from spancat_daemon.release import syncing
+from spancat_daemon.release.durability import file_system_type
 from spancat_daemon.release.syncing import AT_ONCE, sync_all
 from spancat_daemon.release.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+HERE: Final = Path("/proc")
+"""Of a type of its own, whatever the tests run on."""
 
 
 def failing(reason: str) -> Callable[[], None]:
@@ -21,13 +28,13 @@ def failing(reason: str) -> Callable[[], None]:
 
 
 def test_nothing_to_sync() -> None:
-    sync_all([])
+    sync_all([], on=HERE)
 
 
 @pytest.mark.parametrize("count", [1, 2, AT_ONCE + 1, 5 * AT_ONCE])
 def test_each_is_made_once(count: int) -> None:
     made: list[int] = []
-    sync_all([lambda number=number: made.append(number) for number in range(count)])  # type: ignore[misc]
+    sync_all([lambda number=number: made.append(number) for number in range(count)], on=HERE)  # type: ignore[misc]
     assert sorted(made) == list(range(count))
 
 
@@ -38,7 +45,20 @@ def test_they_wait_at_the_same_time() -> None:
     def wait() -> None:
         all_of_them.wait()
 
-    sync_all([wait] * (AT_ONCE + 1))
+    sync_all([wait] * (AT_ONCE + 1), on=HERE)
+
+
+def test_on_btrfs_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncing, "file_system_type", lambda _: 0x9123683E)
+    made: list[tuple[int, threading.Thread]] = []
+    sync_all([lambda n=n: made.append((n, threading.current_thread())) for n in range(5)], on=HERE)  # type: ignore[misc]
+    assert made == [(n, threading.current_thread()) for n in range(5)]
+
+
+def test_the_type_of_a_file_system(tmp_path: Path) -> None:
+    assert file_system_type(Path("/proc")) == 0x9FA0  # linux/magic.h
+    assert file_system_type(Path("/dev/shm")) == 0x01021994  # noqa: S108  # tmpfs
+    assert file_system_type(tmp_path / "missing") == 0
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -56,7 +76,7 @@ def test_a_failure_is_raised_once_all_have_ended(place: int) -> None:
     syncs: list[Callable[[], None]] = [lasting, lasting]
     syncs.insert(place, late_failure)
     with pytest.raises(OSError, match="the disk is gone"):
-        sync_all(syncs)
+        sync_all(syncs, on=HERE)
     began = len(ended)
     assert began >= 1
     Threads("after", at_most=1).submit(int).result()
@@ -65,7 +85,7 @@ def test_a_failure_is_raised_once_all_have_ended(place: int) -> None:
 
 def test_the_first_of_several_failures() -> None:
     with pytest.raises(OSError, match="the first"):
-        sync_all([int, failing("the first"), failing("the second")])  # type: ignore[list-item]
+        sync_all([int, failing("the first"), failing("the second")], on=HERE)  # type: ignore[list-item]
 
 
 def test_the_threads_are_kept() -> None:
