@@ -17,11 +17,13 @@ import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
+from unittest import mock
 
 from spancat_daemon.config.expand import targets
 from spancat_daemon.config.load import load
 from spancat_daemon.deploying.deployment import Deployment
 from spancat_daemon.errors import SpancatDaemonError
+from spancat_daemon.release import syncing
 from spancat_daemon.verify.warm import WarmLoaders
 from tests.service import configure
 
@@ -165,13 +167,15 @@ def _attach(options: list[str], pid: int) -> subprocess.Popen[str]:
 
 
 def main() -> None:
-    for line in sys.stdin:
-        try:
-            answer = play(json.loads(line))
-        except RuntimeError as error:
-            answer = {"untraceable": str(error)}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    # One after the other, as on btrfs: calls of several threads could not be counted, nor hurt one by one
+    with mock.patch.object(syncing, "file_system_type", lambda _path: syncing._BTRFS):
+        for line in sys.stdin:
+            try:
+                answer = play(json.loads(line))
+            except RuntimeError as error:
+                answer = {"untraceable": str(error)}
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
