@@ -168,7 +168,7 @@ def _attach(options: list[str], pid: int) -> subprocess.Popen[str]:
 
 def main() -> None:
     # One after the other, as on btrfs: calls of several threads could not be counted, nor hurt one by one
-    with mock.patch.object(syncing, "file_system_type", lambda _path: syncing._BTRFS):
+    with mock.patch.object(syncing, "file_system_type", return_value=syncing._BTRFS):
         for line in sys.stdin:
             try:
                 answer = play(json.loads(line))
