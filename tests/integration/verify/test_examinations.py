@@ -255,7 +255,8 @@ def test_a_slower_one_is_seen_beside_the_live_one(
 
     assert verdict.ok
     assert isinstance(verdict.timed, Timed)
-    assert verdict.timed.documents == len([text for text in texts() if text])
+    # What does not fit into two seconds is left out, as on a starved machine
+    assert 0 < verdict.timed.documents <= len([text for text in texts() if text])
     assert verdict.timed.live_ms is not None
     assert verdict.timed.snapshot_ms > 2 * verdict.timed.live_ms > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ def _told_by(program: str) -> Any:
         capture_output=True,
         text=True,
         timeout=60,
+        env={**os.environ, "COVERAGE_PROCESS_CONFIG": ""},  # coverage has imports of its own
     )
     return json.loads(done.stdout)
 
