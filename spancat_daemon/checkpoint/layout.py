@@ -40,7 +40,15 @@ TRAINABLE = (
         "trainable_lemmatizer",
     }
 )
-"""spaCy's own pipes with a model, always written with a cfg. What others write is not known."""
+"""spaCy's own pipes with a model, always written with a cfg."""
+
+_KNOWN_OTHERS = {
+    "merge_entities": (),
+    "merge_noun_chunks": (),
+    "merge_subtokens": (),
+    "sentencizer": (".json",),
+}
+"""What spaCy's pipes without a model write, after their names, where it is the same since 3.0."""
 
 # Which pipes a listener with upstream = "*" finds, by the package that registered it.
 _UPSTREAM_FACTORIES = {
@@ -193,12 +201,27 @@ def expected_files(layout: Layout) -> tuple[str, ...]:
         elif component.factory in TRAINABLE:
             files += [f"{name}/cfg", *model]
         else:
-            files += model
+            files += [*model, *(name + ending for ending in _KNOWN_OTHERS.get(component.factory, ()))]
     files.append("vocab/strings.json")
     if spacy_vectors(layout):
         files += ["vocab/vectors", "vocab/key2row", "vocab/vectors.cfg"]
     files.append("vocab/lookups.bin")
     return tuple(files)
+
+
+def open_folders(layout: Layout) -> tuple[str, ...]:
+    """The directories in which files may lie that `expected_files` does not know; "": the checkpoint's own.
+
+    Rulers, attribute rulers, lemmatizers, entity linkers, other packages' pipes and tokenizers, and whatever
+    else a user registered write what they like, a directory or a file of their name, or nothing.
+    """
+    known = TRAINABLE - {"entity_linker"} | _KNOWN_OTHERS.keys()
+    found = [name for name in layout.pipeline if layout.components[name].factory not in known]
+    if _function(layout.config, "nlp", "tokenizer", "@tokenizers") not in {None, SPACY_TOKENIZER}:
+        found.append("tokenizer")
+    if not spacy_vectors(layout):
+        found.append("vocab")
+    return ("", *found) if found else ()
 
 
 def spacy_vectors(layout: Layout) -> bool:

@@ -2,11 +2,12 @@
 
 spaCy writes a pipeline file by file, in place, ``vocab/lookups.bin`` last (`Language.to_disk`). So whenever
 a save is under way, or was cut off for ever, some file is missing or a file is newer than one that spaCy
-writes after it. Copies that keep times keep the order too if they are made into an empty place (``copytree``
-to model-best), or begin with the files that spaCy writes first (``rsync -t``); one over an older copy in any
-other order may replace just the files that spaCy writes last, and then be cut off. Two saves within one tick
-of the clock that stamps files would look like one; spaCy takes longer for each. An entry of a spool carries
-the digests of its files, and needs no order.
+writes after it. Which files some pipes write nobody knows: whether one of those is missing is told by the
+times of directories, which `copytree` sets when all is in them. Copies that keep times keep the order too if
+they are made into an empty place (``copytree`` to model-best), or begin with the files that spaCy writes
+first (``rsync -t``); one over an older copy in any other order may replace just the files that spaCy writes
+last, and then be cut off. Two saves within one tick of the clock that stamps files would look like one; spaCy
+takes longer for each. An entry of a spool carries the digests of its files, and needs no order.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from spancat_daemon.checkpoint.layout import (
     FACTORIES,
     expected_files,
+    open_folders,
     read_outline,
     with_span_categorizers,
 )
@@ -56,6 +58,9 @@ _NS = 1_000_000_000
 # Stamps this far ahead come from another clock: a file server's, or ours before it was set back.
 _FOREIGN_CLOCK_S = 1.0
 _SECOND_LOOK_TICKS = 3
+# A copy that goes on makes the next file, or sets the directory's times, long before.
+_COPYING_S = 1.0
+_COPYING_LOOK_S = 0.02
 # What keeps no more than whole seconds (sshfs, ext4 with small inodes), or every other one (FAT).
 _COARSE_S = 2.0
 _SHORTEST_WAIT_S = 0.0001
@@ -160,7 +165,7 @@ def examine(
         outline = _outline(source, tree)
         found = _incomplete(tree, expected_files(outline))
         if found is None and writer == "spacy":
-            found = _disorder(tree, _slots(tree, outline))
+            found = _disorder(tree, _slots(tree, outline)) or _unfinished(source, tree, outline, now)
         if found is not None:
             return found
         layout = with_span_categorizers(outline, _cfgs(source, tree, outline))
@@ -245,6 +250,34 @@ def _disorder(tree: Tree, slots: list[list[SourceFile]]) -> Unsettled | None:
                 None,
                 tree,
             )
+    return None
+
+
+def _unfinished(source: Source, tree: Tree, layout: Layout, now: int) -> Unsettled | None:
+    """A directory that got an entry after the last file was written, where files may be missing unseen.
+
+    When spaCy saves in place, every directory has its entries before the lookups are written. `copytree`
+    makes the entries anew, in any order, and takes over each directory's times once all is in it
+    (`shutil.copystat`).
+    """
+    last = tree.by_path["vocab/lookups.bin"]
+    for folder in open_folders(layout):
+        if folder and folder not in tree.directories:
+            continue
+        changed_ns = source.directory_mtime_ns(folder)
+        if changed_ns <= _mtime(last):
+            continue
+        if abs(now - changed_ns) < _COPYING_S * _NS:
+            return Unsettled("may still be being copied", folder, "busy", _COPYING_LOOK_S, tree)
+        return Unsettled(
+            f"{folder or 'its directory'} got an entry after {last.path} was written, and what has to lie "
+            "there is not known: a copy is under way, was cut off, or somebody put a file there "
+            '(writer = "any" is for those)',
+            folder,
+            "incomplete",
+            None,
+            tree,
+        )
     return None
 
 

@@ -292,6 +292,22 @@ class Source:
                 raise Moved("changed while it was read", where=self._where(path))
         raise Moved("directories changed while it was read", where=str(self.path))
 
+    def directory_mtime_ns(self, path: str) -> int:
+        """Return when a directory of it, "" for itself, last got or lost an entry, or was given a time.
+
+        Raises:
+            Moved, Vanished, Rejected: as `scan`.
+        """
+        try:
+            directory = self._open_directory(path.split("/") if path else [])
+            try:
+                return os.fstat(directory).st_mtime_ns
+            finally:
+                if directory != self.fd:
+                    os.close(directory)
+        except OSError as error:
+            self._vanished_or_moved(error, path)
+
     def _entries(self, parent: str) -> Iterable[tuple[str, os.stat_result]]:
         directory = self._open_directory(parent.split("/") if parent else [])
         try:

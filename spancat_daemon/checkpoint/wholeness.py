@@ -63,7 +63,7 @@ def proof_for(path: str, layout: Layout) -> ProofFactory:
     if component is not None:
         return _component_proof(component, below)
     if path in expected_files(layout):
-        return _PIPELINE_FILES[path]
+        return _PIPELINE_FILES.get(path, JsonProof)  # else it is a sentencizer's, beside the directories
     return AnyProof
 
 

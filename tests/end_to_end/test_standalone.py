@@ -8,6 +8,7 @@ from pathlib import Path
 
 import spacy
 
+from tests.faults.beside import children
 from tests.judgement import sound
 from tests.misbehaving import interpreter, misbehave
 from tests.pipelines import build, predictions, texts
@@ -19,12 +20,10 @@ _HANGS = "import signal\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\nwhile Tr
 
 def hanging(pid: int) -> list[int]:
     """The loaders of a process that hang."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [child for task in tasks for child in (task / "children").read_text().split()]
-    return [int(child) for child in children if _ignores(child)]
+    return [child for child in children(pid) if _ignores(child)]
 
 
-def _ignores(pid: str) -> bool:
+def _ignores(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
     return bool(ignored >> (signal.SIGUSR1 - 1) & 1)

@@ -177,7 +177,7 @@ def copy_again(folder: Path, files: Files) -> Iterator[None]:
     last = folder.with_name("model-last")
     yield from save(last, files)
     yield from _remove(folder)
-    yield from _copy_tree(last, folder)
+    yield from _copy_tree(last, folder, hashlib.sha256(files["meta.json"]).digest())
 
 
 def rename_in(folder: Path, files: Files) -> Iterator[None]:
@@ -223,18 +223,26 @@ def _remove(folder: Path) -> Iterator[None]:
     yield
 
 
-def _copy_tree(source: Path, target: Path) -> Iterator[None]:
-    """As `shutil.copytree`: in the order of the directory's entries, and each time is set after its bytes."""
+def _copy_tree(source: Path, target: Path, seed: bytes) -> Iterator[None]:
+    """As `shutil.copytree`: each time is set after the bytes, a directory's last.
+
+    The order is that of the directory's entries, which is any: here that which the seed says.
+    """
     target.mkdir()
     yield
-    for entry in os.scandir(source):
+    for entry in sorted(
+        os.scandir(source), key=lambda entry: hashlib.sha256(seed + entry.name.encode()).digest()
+    ):
         if entry.is_dir():
-            yield from _copy_tree(Path(entry.path), target / entry.name)
+            yield from _copy_tree(Path(entry.path), target / entry.name, seed)
             continue
         yield from truncating(target / entry.name, Path(entry.path).read_bytes(), 1)
         status = entry.stat()
         os.utime(target / entry.name, ns=(status.st_atime_ns, status.st_mtime_ns))
         yield
+    status = source.stat()
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    yield
 
 
 WRITERS: Final[dict[str, Callable[[Path, Files], Iterator[None]]]] = {

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from spancat_daemon.release.threads import IDLE_S
 from tests.faults.beside import children
 from tests.faults.judge import commits
 from tests.service import until
@@ -279,9 +280,9 @@ def _rest(actors: Actors, spooled: Spooled) -> tuple[Sample, Sample]:
 
 
 class _Quiet:
-    """Whether something holds for longer than the daemon takes to notice a change or a schedule to come."""
+    """Whether something holds for longer than the daemon takes to notice a change, and its threads to end."""
 
-    _LONG_S = 2.0
+    _LONG_S = IDLE_S + 1.0
 
     def __init__(self) -> None:
         self._since: float | None = None
