@@ -83,11 +83,15 @@ def test_a_copy_is_settled_once_the_last_entry_is_in_it(saved: Path, tmp_path: P
     assert isinstance(examined(copy), Settled)
 
 
-@pytest.mark.parametrize("missing", ["sentencizer.json", *OPEN])
-def test_a_copy_that_was_cut_off_before_its_last_entry(saved: Path, tmp_path: Path, missing: str) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint", "missing"), [("known", "sentencizer.json"), *(("open", name) for name in OPEN)]
+)
+def test_a_copy_that_was_cut_off_before_its_last_entry(
+    saved: Path, tmp_path: Path, checkpoint: str, missing: str
+) -> None:
     copy = tmp_path / "model-best"
     copy.mkdir()
-    for entry in sorted((saved / "open").iterdir()):
+    for entry in sorted((saved / checkpoint).iterdir()):
         if entry.name != missing:
             (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, copy / entry.name)
     found = examined(copy)
