@@ -75,6 +75,8 @@ faults: $(STAMP)  ## every case of every fault of tests/faults, and the tables o
 	$(BIN)/pytest -o testpaths=tests/faults -m "(exhaustive or not exhaustive) and not alone" --timeout=7200 -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS) || beside=$$?
 	case $$beside in 0|1|5) $(BIN)/pytest -o testpaths=tests/faults -m "(exhaustive or not exhaustive) and alone" --timeout=7200 $(ARGS) || alone=$$? ;; esac
 	$(BIN)/python -m tests.faults.page end $(FAULTS) $(TRIED) docs/reliability.md
+	case $$beside in 0|1|5) ;; *) exit $$beside ;; esac
+	case $$alone in 0|1|5) ;; *) exit $$alone ;; esac
 	case $$beside$$alone in 00|05|50) ;; *1*) exit 1 ;; *) exit 5 ;; esac
 
 reliability: $(STAMP)  ## the tables of docs/reliability.md again, from what is known of each suite
