@@ -8,6 +8,7 @@ forks of it are cheap.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -135,7 +136,11 @@ class Site:
         while (result := self.look()).kind == "busy":
             assert time.monotonic() < deadline_s, f"it stays busy: {result.reason}"
             if self._clock is not None:
-                self._clock.now_s += result.retry_after_s or 0.0
+                # A wait that is too short for the number it is added to passes all the same
+                now_s = self._clock.now_s
+                self._clock.now_s = max(
+                    now_s + (result.retry_after_s or 0.0), math.nextafter(now_s, math.inf)
+                )
             time.sleep(min(result.retry_after_s or 0.001, 0.005))
         return result
 
