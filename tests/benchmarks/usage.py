@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -64,11 +65,8 @@ def _stat(pid: int) -> list[str]:
 
 
 def _own_cpu_s(pid: int) -> float:
-    """From the scheduler's own account of the threads that live, or the coarser one of all of them."""
-    exact = sum(
-        int((task / "schedstat").read_text().split()[0]) / 1e9 for task in Path(f"/proc/{pid}/task").iterdir()
-    )
-    return max(exact, sum(int(ticks) for ticks in _stat(pid)[11:13]) / _TICKS_A_SECOND)
+    """Of all threads, also of those that ended, to the nanosecond: see clock_getcpuclockid(3)."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def _childrens_cpu_s(pid: int) -> float:
