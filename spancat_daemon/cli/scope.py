@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from spancat_daemon.config.unplugged import without_plugins
 
+if TYPE_CHECKING:
     from spancat_daemon.config.expand import Target
     from spancat_daemon.config.model import Configuration
     from spancat_daemon.release.folder import DeploymentFolder
@@ -47,7 +45,7 @@ class Scope:
         Raises:
             ConfigurationError: with everything that is wrong with it.
         """
-        with _without_plugins():
+        with without_plugins():
             from spancat_daemon.config.load import load  # noqa: PLC0415  # brings pydantic
 
         return load(self.path)
@@ -71,21 +69,6 @@ class Scope:
         from spancat_daemon.release.folder import DeploymentFolder  # noqa: PLC0415  # as above
 
         return DeploymentFolder(self.target(rule).deploy)
-
-
-@contextmanager
-def _without_plugins() -> Iterator[None]:
-    """Keeps pydantic from searching all that is installed for plugins, which takes as long as 30 ms."""
-    name = "PYDANTIC_DISABLE_PLUGINS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]  # what is started later is to find what the user left
-        else:
-            os.environ[name] = before
 
 
 def scope(context: typer.Context) -> Scope:

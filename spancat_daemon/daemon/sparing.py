@@ -10,10 +10,11 @@ import contextlib
 import ctypes
 import importlib
 import inspect
-import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
+
+from spancat_daemon.config.unplugged import without_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def spare() -> None:
     _keep_to_one_arena()
     # APScheduler asks of each job whether it is one to be awaited
     without_loops = _Postponed("asyncio", iscoroutinefunction=inspect.iscoroutinefunction)
-    without_plugins = _Postponed(
+    without_metadata = _Postponed(
         "importlib.metadata",
         entry_points=lambda **_: (),
         version=lambda _name: "3",  # APScheduler's own, which nobody asks
@@ -68,12 +69,12 @@ def spare() -> None:
     with (
         _instead("rich", None),
         _instead("asyncio", without_loops),
-        _instead("importlib.metadata", without_plugins),
+        _instead("importlib.metadata", without_metadata),
         _instead("apscheduler.executors.pool", without_pools),
         _instead("tzlocal", _Postponed("tzlocal", get_localzone=_local_zone)),
         _instead("shutil", _Postponed("shutil")),
         _instead("tempfile", _Postponed("tempfile")),
-        _environment("PYDANTIC_DISABLE_PLUGINS", "__all__"),
+        without_plugins(),
     ):
         for name in _LIBRARIES:
             importlib.import_module(name)
@@ -105,16 +106,3 @@ def _instead(name: str, stand_in: ModuleType | None) -> Iterator[None]:
         yield
     finally:
         sys.modules.pop(name, None)
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]  # what is started later is to find what the user left
-        else:
-            os.environ[name] = before
