@@ -143,6 +143,14 @@ class Daemon:
         finally:
             self.signal(signal.SIGCONT)
 
+    def rests(self) -> None:
+        """Waits until it has nothing more to look at: an event is said before its snapshot's turn is over."""
+        until(lambda: set(self._states()) == {"idle"}, what="the daemon does not come to rest")
+
+    def _states(self) -> list[str]:
+        told = run("status", "--json", config=self.config)
+        return [rule["state"] for rule in json.loads(told.stdout)["rules"]]
+
     def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM, and how it ended."""
         assert self._process is not None

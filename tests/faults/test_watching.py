@@ -476,6 +476,7 @@ def test_a_trainer_that_writes_where_a_link_leads_to_is_heard(tmp_path: Path) ->
     there = scene(tmp_path, feeder=feeder)
     with there.daemon as daemon:
         there.begin()
+        daemon.rests()
         with daemon.frozen():
             wanted = feeder.put()
             say_written(feeder.checkpoint.parent, "model-last", "model-best")
