@@ -48,12 +48,13 @@ demo: $(STAMP)  ## train a tiny spancat for real and deploy it while it trains (
 	@exec $(BIN)/spancat-daemon demo $(ARGS)
 
 # All tests but the benchmarks and the long ones of `faults`: side by side, then those that must have the machine to
-# themselves. $(1) shows the coverage of both. Exit status 5, nothing was selected, as by ARGS='-k idle', counts only if it is so in both.
+# themselves, of which only the files that have any are read. $(1) shows the coverage of both. Exit status 5, nothing
+# was selected, as by ARGS='-k idle', counts only if it is so in both.
 define run_tests
 beside=0 alone=0
 $(BIN)/pytest -m "not benchmark and not exhaustive and not alone" -n $(WORKERS) --maxprocesses=8 --dist=worksteal --cov --cov-report= $(ARGS) || beside=$$?
 case $$beside in 0|1|5) ;; *) exit $$beside ;; esac
-$(BIN)/pytest -m "not benchmark and not exhaustive and alone" --cov --cov-append --cov-report= $(ARGS) || alone=$$?
+$(BIN)/pytest -o testpaths="$$(grep -rl --include='test_*.py' 'pytest.mark.alone' tests | tr '\n' ' ')" -m "not benchmark and not exhaustive and alone" --cov --cov-append --cov-report= $(ARGS) || alone=$$?
 case $$alone in 0|1|5) ;; *) exit $$alone ;; esac
 $(1)
 case $$beside$$alone in 00|05|50) ;; *1*) exit 1 ;; *) exit 5 ;; esac

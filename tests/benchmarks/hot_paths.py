@@ -26,7 +26,7 @@ from tests.integration.release.fakes import Bench
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RELEASES: Final = 1000
+RELEASES: Final = 300
 
 
 def scan(times: int, _folder: Path, checkpoint: Path) -> None:
@@ -73,7 +73,7 @@ def swap(times: int, folder: Path, _checkpoint: Path) -> None:
 
 
 def retention(times: int, folder: Path, _checkpoint: Path) -> None:
-    """The decision which of a thousand releases stay."""
+    """The decision which of three hundred releases stay."""
     found = releases(folder, RELEASES).outline().releases
     keep = Keep(last=5, within=86400, daily=7, best=3)
     for _ in range(times):

@@ -33,7 +33,7 @@ BUDGETS: Final = {
     "unchanged": (20, 3_120_000),
     "configuration": (20, 7_280_000),
     "swap": (20, 3_260_000),
-    "retention": (3, 35_800_000),
+    "retention": (3, 11_700_000),
     "event": (300, 89_000),
 }
 """How often each path is done, and how many instructions one may take: a tenth more than it did."""

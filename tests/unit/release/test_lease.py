@@ -74,6 +74,23 @@ def test_there_may_be_nothing_to_hold(bench: Bench) -> None:
         lease.take(bench.folder.current)
 
 
+def test_who_keeps_all_readers_out_is_told_of_after_half_a_minute(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = bench.publish().release
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    with (release.path / "release.json").open("rb") as keeping:
+        fcntl.flock(keeping, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match=r"exclusive lock on release\.json"):
+            lease.take(bench.folder.current)
+        assert sum(waited) == pytest.approx(30)
+        # Whoever does it for as long as it takes to prune is waited for
+        monkeypatch.setattr("time.sleep", lambda _s: fcntl.flock(keeping, fcntl.LOCK_UN))
+        with lease.take(bench.folder.current) as held:
+            assert held.manifest() == release.manifest
+
+
 def test_one_that_is_pruned_between_open_and_lock_is_not_held(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
