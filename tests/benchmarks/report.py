@@ -64,6 +64,10 @@ _NOTE: Final = {
         "Wakeups are voluntary context switches of all threads. *Looks* is from the close of a checkpoint's last file to "
         "`snapshot.started`, the other checkpoints at rest."
     ),
+    "profiles": (
+        "Own times by what they are spent in, of the thread that does the work: a wait for others is `_thread.lock.acquire`. "
+        "Profiling lengthens what is many calls of Python, up to twice: what counts is a part's share."
+    ),
 }
 
 
@@ -78,6 +82,7 @@ def page(records: Records, pictures: Sequence[str]) -> str:
         *_commands(records),
         *_many(records),
         *_log(records),
+        *_profiles(records),
     ]
     for record in records.values():
         if "heading" in record:
@@ -331,6 +336,19 @@ def _log(records: Records) -> Iterator[str]:
                 ]
                 for name, took in per_line.items()
             ],
+        )
+
+
+def _profiles(records: Records) -> Iterator[str]:
+    chosen = [record for name, record in records.items() if name.startswith("profile_")]
+    if not chosen:
+        return
+    yield "## Where the time goes"
+    yield _NOTE["profiles"]
+    for record in chosen:
+        yield _table(
+            [record["what"], "own ms"],
+            [[part, f"{own_ms:.2f}"] for part, own_ms in record["own_ms"].items()],
         )
 
 
