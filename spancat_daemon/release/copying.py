@@ -14,7 +14,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from spancat_daemon.errors import Moved
+from spancat_daemon.errors import Moved, Rejected
 from spancat_daemon.release.digesting import Feeding
 
 if TYPE_CHECKING:
@@ -134,10 +134,15 @@ class Copier:
                     in_kernel = False
                     copied = _copy_through(source, target, position, length, size)
                 self._durability.start_writeback(target)
-                feeding.add(position, copied)
                 position += copied
+                feeding.add(position - copied, copied)
             _at_end(source, size)
             _no_piece_is_missing(source, target, size)
+        except Rejected:
+            feeding.give_up()
+            # What the target gave was judged: had that lost a piece, the checkpoint would be blamed for it.
+            _no_piece_is_missing(source, target, position)
+            raise
         except BaseException:
             feeding.give_up()
             raise
@@ -304,7 +309,7 @@ def _at_end(source: int, size: int) -> None:
 
 
 def _no_piece_is_missing(source: int, target: int, size: int) -> None:
-    """Look for pieces that were reported as copied and are not there: they are holes, which read as zeros.
+    """Look for pieces of what was copied so far that are not there: they are holes, which read as zeros.
 
     Raises:
         OSError: there is one, and no zeros in the source in its place.

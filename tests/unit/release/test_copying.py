@@ -243,6 +243,32 @@ def test_a_piece_that_is_lost_is_missed_though_it_is_digested_late(
         copier.copy(pair.source, pair.target, size, Intake(Late())).sha256()
 
 
+@pytest.mark.parametrize("lost", [0, PIECE_BYTES])
+def test_what_was_lost_is_not_blamed_on_the_source(
+    copier: Copier, files: Any, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """A proof sees the hole before the copy has come to its end, and finds that the file is a mix."""
+    copying, judged = os.copy_file_range, threading.Event()
+
+    class Judging(Collecting):
+        def feed(self, chunk: bytes) -> None:
+            if b"\0" in chunk:
+                judged.set()
+                raise Rejected("is a mix of two files")
+
+    def losing(source: int, target: int, length: int, at: int, to: int) -> int:
+        if at == 3 * PIECE_BYTES:
+            assert judged.wait(30)
+        return length if at == lost else copying(source, target, length, at, to)
+
+    size = 12 * PIECE_BYTES  # time enough for the judgement to be noticed
+    whole = files(b"x" * size)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "copy_file_range", losing)
+        with pytest.raises(OSError, match="does not hold what was written"):
+            copier.copy(whole.source, whole.target, size, Intake(Judging())).sha256()
+
+
 def test_a_hole_of_the_source_is_none_of_the_copy_s_making(copier: Copier, files: Any) -> None:
     data = os.urandom(PIECE_BYTES) + bytes(2 * PIECE_BYTES) + os.urandom(10) + bytes(PIECE_BYTES)
     pair = files(b"")
