@@ -101,10 +101,14 @@ PATHS: Final[dict[str, Callable[[int, Path, Path], None]]] = {
 }
 
 
-if __name__ == "__main__":
+def main() -> None:
     name, count, *places = sys.argv[1:]
     output = configure(LogSettings(format="json"), stream=io.TextIOWrapper(io.BytesIO()))
     try:
         PATHS[name](int(count), *(Path(place) for place in places))
     finally:
         output.close()
+
+
+if __name__ == "__main__":
+    main()
