@@ -105,7 +105,7 @@ class Relied:
                 return replace(self, number=max(self.number, int(value)))
             case "prunes":
                 return replace(self, prunes=value == "begin")
-            case "stages":
+            case "starts" | "stages":
                 return self
         raise ValueError(told)
 

@@ -115,7 +115,7 @@ class Campaign:
 
         try:
             own = random.Random(number)  # noqa: S311  # as above
-            tell("prunes", "end")
+            tell("starts", str(number))
             publisher = Publisher(
                 self._deploy,
                 self._work / "checkpoint",
@@ -125,6 +125,7 @@ class Campaign:
                 first=number * _A_ROUND,
             )
             publisher.start()
+            tell("prunes", "end")  # only now: whoever began to may have left recovery to this one
             while True:
                 swap: Swap = own.choice(("symlink", "exchange"))
                 publisher.publish(swap)
