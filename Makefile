@@ -113,7 +113,7 @@ lint: $(STAMP)  ## ruff and mypy
 coverage: $(STAMP)  ## the tests, with coverage as pages in htmlcov/
 	@$(call run_tests,$(BIN)/coverage html)
 
-# What was measured, and the page that is made of it. LONGER=4 makes four times as many rounds.
+# What was measured, the page that is made of it, and the tables of README.md. LONGER=4 makes four times as many rounds.
 PERFORMANCE := docs/performance.md
 LONGER ?= 1
 
@@ -122,7 +122,7 @@ bench: $(STAMP)  ## the measurements of tests/benchmarks, and docs/performance.m
 	mkdir -p "$$SPANCAT_DAEMON_BENCH"
 	failed=0
 	$(BIN)/pytest -m benchmark -p no:cacheprovider --durations=0 -s tests/benchmarks $(ARGS) || failed=$$?
-	$(BIN)/python -m tests.benchmarks.report $(PERFORMANCE)
+	$(BIN)/python -m tests.benchmarks.report $(PERFORMANCE) README.md
 	exit $$failed
 
 lock:  ## resolve pyproject.toml anew into requirements.lock (Python 3.11 to 3.13, Linux)

@@ -1,4 +1,4 @@
-"""The code blocks of the documentation, to be run."""
+"""The code blocks of the documentation, to be run, and the places for what programs write into it."""
 
 from __future__ import annotations
 
@@ -48,3 +48,21 @@ def commands(page: Path) -> list[str]:
     """Return what a page has one type into a shell, line by line, without comments."""
     lines = "".join(block.code for block in blocks(page, "console")).splitlines()
     return [line.removeprefix("$ ").partition("  #")[0].strip() for line in lines if line.startswith("$ ")]
+
+
+def put(page: Path, made: str, *, by: str) -> None:
+    """Replace what stands between the two markers of a page.
+
+    Args:
+        page: which.
+        made: what is to stand there.
+        by: the command that the first marker names.
+
+    Raises:
+        ValueError: it has no such markers.
+    """
+    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- made by `{by}` -->")
+    _, end, after = rest.partition("<!-- until here -->")
+    if not begin or not end:
+        raise ValueError(f"{page} has no place for what `{by}` makes")
+    page.write_text(f"{before}{begin}\n\n{made.strip()}\n\n{end}{after}", encoding="utf-8")

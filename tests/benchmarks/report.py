@@ -1,5 +1,8 @@
 # ruff: noqa: E501  # the prose of a page
-"""docs/performance.md, made of the records: ``python -m tests.benchmarks.report``, as `make bench` ends with."""
+"""docs/performance.md and the tables in README.md, made of the records, as `make bench` ends.
+
+``python -m tests.benchmarks.report PAGE README``; the records are in the folder that is named as the page is.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from tests.benchmarks.pairs import Timing
 from tests.benchmarks.plots import draw
 from tests.benchmarks.records import load
 from tests.benchmarks.targets import IN_THE_WAY, OURS, percentile, ratios, verdicts
+from tests.documented import put
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +30,11 @@ Times are medians (and quartiles). Ways that are compared are done in turn, in r
 same preparation; a ratio is the median of the rounds' ratios. Nothing here is a promise about another machine: look at the
 ratios, and run it on yours (`make bench`, twenty minutes, as root; `make bench LONGER=4` for four times as many rounds;
 `make bench ARGS='-k staging'` for a part, which leaves the rest of the page as it was).
+"""
+
+_IN_README: Final = ("6_mb", "6_mb_next", "1_gb", "400_mb_vectors")
+_VERIFIED: Final = """\
+Loading it first, as is the default, comes to that; the first time after `verify.idle` also what importing spaCy takes (*cold*):
 """
 
 _PEERS: Final = """\
@@ -356,13 +365,32 @@ def _line(took_us: Sequence[float]) -> list[str]:
     return [f"{median(took_us):.1f}", f"{1e6 / median(took_us):,.0f}"]
 
 
+def costs(records: Records) -> str:
+    """What README.md shows of it: a release against a copy, and a verification against loading."""
+    staged = [
+        [
+            record["what"],
+            *(str(Timing.of(record["ways"][way]["seconds"])) for way in ("ours", "cp")),
+            f"**{median(ratios(record, over=['cp'])):.2f}**",
+        ]
+        for record in (records.get(f"staging_ext4_{name}") for name in _IN_README)
+        if record is not None
+    ]
+    verified = records.get("seeing_that_a_checkpoint_works_against_loading_it")
+    parts = [_table(["", "spancat-daemon, durable and live, ms", "`cp -r` + `sync -f`, ms", "ratio"], staged)]
+    if verified is not None:
+        parts += [_VERIFIED, verified["text"]]
+    return "\n\n".join(part.strip() for part in parts)
+
+
 def main() -> None:
-    target = Path(sys.argv[1])
+    target, readme = map(Path, sys.argv[1:])
     folder = target.with_suffix("")
     records = load(folder)
     if not records:
         sys.exit(f"there is nothing in {folder}")
     target.write_text(page(records, list(draw(folder, records))))
+    put(readme, costs(records), by="make bench")
 
 
 if __name__ == "__main__":

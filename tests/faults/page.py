@@ -19,10 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tests.documented import put
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-_BEGIN, _END = "<!-- made by `make faults` -->", "<!-- until here -->"
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _MADE: Final = ("docs/reliability.md", "docs/reliability.jsonl")
 
@@ -186,15 +187,6 @@ def table(suite: Suite) -> str:
     return "\n".join(["| fault | cases | what holds |", "|---|--:|---|", *rows]) + "\n"
 
 
-def render(page: Path, made: str) -> None:
-    """Put the tables between the two markers of a page; raises ValueError if it has none."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no {_BEGIN} with {_END} after it")
-    page.write_text(f"{before}{begin}\n\n{made}\n{end}{after}", encoding="utf-8")
-
-
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -234,7 +226,7 @@ def main() -> None:
             sys.stdout.write(f"{suite.path}: {suite.cases:,} cases\n{table(suite)}\n")
         for path, why in run.others.items():
             sys.stdout.write(f"{path}: does not count: {why}\n")
-    render(page, tables(kept_in(kept), suites_of()))
+    put(page, tables(kept_in(kept), suites_of()), by="make faults")
 
 
 if __name__ == "__main__":

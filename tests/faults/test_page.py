@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.page import Suite, keep, kept_in, opening, render, run_of, suites_of, table, tables
+from tests.documented import put
+from tests.faults.page import Suite, keep, kept_in, opening, run_of, suites_of, table, tables
 from tests.faults.report import REPORT
 from tests.service import ROOT
 
@@ -169,11 +170,13 @@ def test_the_page_says_what_was_tried_and_what_was_not(tmp_path: Path) -> None:
     assert made.endswith("### Never run whole\n\n- Readers (`tests/faults/test_readers.py`)\n")
     page = tmp_path / "page.md"
     shutil.copy(ROOT / "docs/reliability.md", page)
-    render(page, made)
+    put(page, made, by="make faults")
     once = page.read_text()
-    render(page, made)
+    put(page, made, by="make faults")
     assert page.read_text() == once
     assert once.count("| b | 2,400 | p |") == 1
+    with pytest.raises(ValueError, match="no place for what `make nothing` makes"):
+        put(page, made, by="make nothing")
 
 
 def test_the_suites_are_those_that_count() -> None:
