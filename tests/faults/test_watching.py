@@ -284,6 +284,7 @@ def test_a_file_system_mounted_over_it_and_unmounted(tmp_path: Path, rounds: int
             there.feeder.checkpoint = Path(f"/proc/{daemon.pid}/root{outside}")
             there.put()
             there.put()
+            daemon.rests()
             inside(daemon.pid, "umount", str(outside.parent))  # nobody holds anything open in it
             there.feeder.checkpoint = outside
             there.well()
