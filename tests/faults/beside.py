@@ -142,10 +142,18 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def _is_loader(pid: int) -> bool:
+    try:
+        return b"inside.__main__" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @contextmanager
 def stopped_loader(pid: int) -> Iterator[int]:
     """Waits for a daemon's loader and stops it; lets it go on at the end if it is still there."""
-    until(lambda: children(pid) != [], what="no loader")
+    # Until it is one, it is a copy of the daemon: stopped then, it would hold what the daemon has open
+    until(lambda: any(_is_loader(child) for child in children(pid)), what="no loader")
     (loader,) = children(pid)
     descriptor = os.pidfd_open(loader)
     try:
