@@ -44,10 +44,7 @@ def _carry_out(arguments: list[str]) -> None:
     """The command of the arguments; the service without the 2 MB that understand any other."""
     match arguments:
         case ["run"] | ["-c" | "--config", _, "run"]:
-            from spancat_daemon.daemon.sparing import spare  # noqa: PLC0415  # as below
-
-            spare()
-            from spancat_daemon.daemon.service import serve  # noqa: PLC0415  # the whole daemon
+            from spancat_daemon.daemon.sparing import serve  # noqa: PLC0415  # the whole daemon
 
             sys.exit(serve(Path(arguments[1]) if len(arguments) > 1 else None))
         case _:

@@ -9,9 +9,6 @@ from spancat_daemon.cli.scope import scope
 
 def command(context: typer.Context) -> None:
     """The service: watch, publish, prune. SIGTERM or Ctrl-C ends it."""
-    from spancat_daemon.daemon.sparing import spare  # noqa: PLC0415  # as below
-
-    spare()
-    from spancat_daemon.daemon.service import serve  # noqa: PLC0415  # the whole daemon
+    from spancat_daemon.daemon.sparing import serve  # noqa: PLC0415  # the whole daemon
 
     raise typer.Exit(serve(scope(context).path))

@@ -18,6 +18,7 @@ from spancat_daemon.config.unplugged import without_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _LIBRARIES: Final = (
     "structlog",
@@ -78,6 +79,14 @@ def spare() -> None:
     ):
         for name in _LIBRARIES:
             importlib.import_module(name)
+
+
+def serve(path: Path | None) -> int:
+    """Runs the service, spared, on a configuration file or the first that is found; its exit code."""
+    spare()
+    from spancat_daemon.daemon import service  # noqa: PLC0415  # the whole daemon, which must find it spared
+
+    return service.serve(path)
 
 
 def _local_zone() -> Any:
