@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from spancat_daemon.daemon.client import ControlClient
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
@@ -145,11 +147,7 @@ class Daemon:
 
     def rests(self) -> None:
         """Waits until it has nothing more to look at: an event is said before its snapshot's turn is over."""
-        until(lambda: set(self._states()) == {"idle"}, what="the daemon does not come to rest")
-
-    def _states(self) -> list[str]:
-        told = run("status", "--json", config=self.config)
-        return [rule["state"] for rule in json.loads(told.stdout)["rules"]]
+        until(lambda: idle(self.config.parent), what="the daemon does not come to rest")
 
     def stop(self, timeout_s: float = PATIENCE_S) -> int:
         """SIGTERM, and how it ended."""
@@ -169,6 +167,12 @@ class Daemon:
     def _join(self) -> None:
         if self._reader is not None:
             self._reader.join(PATIENCE_S)
+
+
+def idle(folder: Path) -> bool:
+    """Whether the daemon of a folder's configuration says that each of its rules is."""
+    status = ControlClient(folder / "var/control.sock").call("GET", "/v1/status")
+    return {rule["state"] for rule in status["rules"]} == {"idle"}
 
 
 def stopped(pid: int) -> bool:

@@ -1,6 +1,6 @@
 """One hot path, done a number of times in a process of its own, whose instructions can be counted.
 
-python -m tests.benchmarks.hot_paths NAME TIMES FOLDER [CHECKPOINT]
+Its arguments: NAME TIMES FOLDER [CHECKPOINT].
 """
 
 from __future__ import annotations
@@ -108,7 +108,3 @@ def main() -> None:
         PATHS[name](int(count), *(Path(place) for place in places))
     finally:
         output.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -142,6 +142,14 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def loaders(pid: int) -> list[int]:
+    """The children of a daemon that are loaders by now.
+
+    Between fork and exec one is a copy of the daemon: frozen then, it would hold what that has open.
+    """
+    return [child for child in children(pid) if _is_loader(child)]
+
+
 def _is_loader(pid: int) -> bool:
     try:
         return b"inside.__main__" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -152,9 +160,8 @@ def _is_loader(pid: int) -> bool:
 @contextmanager
 def stopped_loader(pid: int) -> Iterator[int]:
     """Waits for a daemon's loader and stops it; lets it go on at the end if it is still there."""
-    # Until it is one, it is a copy of the daemon: stopped then, it would hold what the daemon has open
-    until(lambda: any(_is_loader(child) for child in children(pid)), what="no loader")
-    (loader,) = children(pid)
+    until(lambda: loaders(pid) != [], what="no loader")
+    (loader,) = loaders(pid)
     descriptor = os.pidfd_open(loader)
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGSTOP)

@@ -19,7 +19,7 @@ from spancat_daemon.errors import SpancatDaemonError
 from tests.faults.beside import Feeder, Mute, held, serves, stopped_loader
 from tests.faults.judge import commits, judge
 from tests.faults.report import tally
-from tests.service import Daemon, Event, configure, run, until
+from tests.service import Daemon, Event, configure, idle, run, until
 from tests.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -230,11 +230,6 @@ def test_sigterm_at_a_step_of_a_publish(
     tally(
         "SIGTERM at a step of a publish", 1, "ends within 10 s, nothing left over; the next start publishes"
     )
-
-
-def idle(folder: Path) -> bool:
-    status = ControlClient(folder / "var/control.sock").call("GET", "/v1/status")
-    return bool(status["rules"][0]["state"] == "idle")
 
 
 def test_sigterm_with_a_stopped_loader(tmp_path: Path, feeder: Feeder, deploy: Path) -> None:

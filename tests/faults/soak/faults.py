@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from spancat_daemon.errors import SpancatDaemonError
-from tests.faults.beside import children
+from tests.faults.beside import loaders
 from tests.faults.judge import judge
 
 from .place import SAVED
@@ -273,7 +273,7 @@ def _rewritten(actors: Actors, chance: random.Random) -> Rule:
 def _loader(actors: Actors) -> int:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        if (pid := actors.daemon.pid) is not None and (found := children(pid)):
+        if (pid := actors.daemon.pid) is not None and (found := loaders(pid)):
             return found[0]
         _wait(0.02)
     raise Missed

@@ -24,50 +24,53 @@ if TYPE_CHECKING:
     from spacy.language import Language
 
 
-@pytest.mark.root
-@pytest.mark.skipif(bool(lacks("ext4")), reason=lacks("ext4"))
-def test_a_disk_that_is_not_mounted_is_not_taken_for_a_new_folder(
-    nlp: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(
+    params=[
+        pytest.param(
+            "ext4", marks=[pytest.mark.root, pytest.mark.skipif(bool(lacks("ext4")), reason=lacks("ext4"))]
+        )
+    ]
+)
+def mounted(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Mounted]:
+    """Another disk than the one where it is remembered what was saved where."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     (tmp_path / "fs").mkdir()
-    with Mounted(tmp_path / "fs", Kind("ext4")) as mounted:
-        deploy = mounted.path / "models/products"
-        first = save(nlp, deploy, verify="structure")
-        mounted.unmount()
-        with pytest.raises(Elsewhere, match=r"was on another disk.*mount it again; .* delete /") as caught:
-            save(nlp, deploy, verify="structure")
-        assert names_in(mounted.path) == []
-        mounted.mount()
-        second = save(nlp, deploy, verify="structure")
-        assert second.sequence == first.sequence + 1
-        assert sound(deploy)["id"] == second.id
-        shutil.rmtree(deploy)  # on purpose, as anybody may
-        assert save(nlp, deploy, verify="structure").sequence == 1
-        mounted.unmount()
-        with pytest.raises(Elsewhere):
-            save(nlp, deploy, verify="structure")
-        Path(caught.value.hint.rpartition("delete ")[2]).unlink()
-        assert save(nlp, deploy, verify="structure").sequence == 1
-        shutil.rmtree(mounted.path / "models")
-        mounted.mount()
+    with Mounted(tmp_path / "fs", Kind(request.param)) as mounted:
+        yield mounted
 
 
-@pytest.mark.root
-@pytest.mark.skipif(bool(lacks("ext4")), reason=lacks("ext4"))
-def test_a_disk_that_was_saved_to_through_a_daemon(
-    nlp: Language, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    (tmp_path / "fs").mkdir()
-    with Mounted(tmp_path / "fs", Kind("ext4")) as mounted:
-        deploy = mounted.path / "products"
-        with Daemon(configure(tmp_path, deploy=str(deploy))):
-            assert save(nlp, deploy).sequence == 1
-        mounted.unmount()
-        with pytest.raises(Elsewhere, match="was on another disk"):
-            save(nlp, deploy, verify="structure")
-        assert names_in(mounted.path) == []
+def test_a_disk_that_is_not_mounted_is_not_taken_for_a_new_folder(nlp: Language, mounted: Mounted) -> None:
+    deploy = mounted.path / "models/products"
+    first = save(nlp, deploy, verify="structure")
+    mounted.unmount()
+    with pytest.raises(Elsewhere, match=r"was on another disk.*mount it again; .* delete /") as caught:
+        save(nlp, deploy, verify="structure")
+    assert names_in(mounted.path) == []
+    mounted.mount()
+    second = save(nlp, deploy, verify="structure")
+    assert second.sequence == first.sequence + 1
+    assert sound(deploy)["id"] == second.id
+    shutil.rmtree(deploy)  # on purpose, as anybody may
+    assert save(nlp, deploy, verify="structure").sequence == 1
+    mounted.unmount()
+    with pytest.raises(Elsewhere):
+        save(nlp, deploy, verify="structure")
+    Path(caught.value.hint.rpartition("delete ")[2]).unlink()
+    assert save(nlp, deploy, verify="structure").sequence == 1
+    shutil.rmtree(mounted.path / "models")
+    mounted.mount()
+
+
+def test_a_disk_that_was_saved_to_through_a_daemon(nlp: Language, mounted: Mounted, tmp_path: Path) -> None:
+    deploy = mounted.path / "products"
+    with Daemon(configure(tmp_path, deploy=str(deploy))):
+        assert save(nlp, deploy).sequence == 1
+    mounted.unmount()
+    with pytest.raises(Elsewhere, match="was on another disk"):
+        save(nlp, deploy, verify="structure")
+    assert names_in(mounted.path) == []
 
 
 def test_nothing_is_remembered_of_a_folder_on_the_disk_of_the_memory(
